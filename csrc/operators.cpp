@@ -1,0 +1,21 @@
+// Every operator of the library: the table of contents. Kernels register themselves under these schemas
+// in csrc/<family>/<name>_cpu.cpp and csrc/<family>/<name>_cuda.cu.
+
+#include <Python.h>
+#include <torch/csrc/stable/library.h>
+
+STABLE_TORCH_LIBRARY(gossamer, m) {
+  m.def("instruction_set() -> str");
+
+  // segment: sums over the in-neighbours of a CSR graph
+  m.def(
+      "aggregate(Tensor x, Tensor rowptr, Tensor col, Tensor? weight, Tensor? edge_ids, Tensor? row_scale, "
+      "Tensor? col_scale, bool self_loops, int row_offset, Tensor? residual, float alpha, Tensor? rowptr_t, "
+      "Tensor? col_t, Tensor? edge_ids_t) -> Tensor");
+}
+
+// The module itself is empty: importing it loads this library, which registers the operators with torch.
+extern "C" __attribute__((visibility("default"))) PyObject* PyInit__C() {
+  static PyModuleDef module = {PyModuleDef_HEAD_INIT, "_C", nullptr, -1, nullptr, nullptr, nullptr, nullptr, nullptr};
+  return PyModule_Create(&module);
+}

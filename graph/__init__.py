@@ -1,0 +1,7 @@
+"""Graphs: structure, aggregation, layers, sampling and rewiring."""
+
+import gossamer  # noqa: F401  (loads the operators)
+from gossamer.graph.aggregate import aggregate, gcn_aggregate
+from gossamer.graph.csr import CSR
+
+__all__ = ["CSR", "aggregate", "gcn_aggregate"]
