@@ -42,9 +42,9 @@ inline Isa current_isa() {
 
 // Calls FUNCTION of the namespace that was compiled for the current instruction set (see foreach_isa.h).
 #if defined(__x86_64__)
-#define GOSSAMER_DISPATCH_ISA(FUNCTION, ...)                                        \
-  switch (::gossamer::current_isa()) {                                              \
-    case ::gossamer::Isa::kAvx512Bf16:                                              \
+#define GOSSAMER_DISPATCH_ISA(FUNCTION, ...)                                         \
+  switch (::gossamer::current_isa()) {                                               \
+    case ::gossamer::Isa::kAvx512Bf16:                                               \
     case ::gossamer::Isa::kAvx512: ::gossamer::avx512::FUNCTION(__VA_ARGS__); break; \
     case ::gossamer::Isa::kAvx2: ::gossamer::avx2::FUNCTION(__VA_ARGS__); break;     \
     case ::gossamer::Isa::kScalar: ::gossamer::scalar::FUNCTION(__VA_ARGS__); break; \

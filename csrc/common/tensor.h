@@ -30,6 +30,7 @@ const scalar_t* data_or_null(const OptionalTensor& tensor) {
 // Contract of an operator; Python has said it in the user's words before.
 #define GOSSAMER_CHECK(CONDITION, ...) STD_TORCH_CHECK(CONDITION, __VA_ARGS__)
 
-#define GOSSAMER_CHECK_TENSOR(TENSOR, DIM, FUNCTION)                                                   \
-  STD_TORCH_CHECK((TENSOR).dim() == (DIM) && (TENSOR).is_contiguous(), FUNCTION ": " #TENSOR          \
-                  " must be contiguous with " #DIM " dimensions, got ", (TENSOR).dim(), " dimensions")
+#define GOSSAMER_CHECK_TENSOR(TENSOR, DIM, FUNCTION)                                                          \
+  STD_TORCH_CHECK((TENSOR).dim() == (DIM) && (TENSOR).is_contiguous(),                                        \
+                  FUNCTION ": " #TENSOR " must be contiguous with " #DIM " dimensions, got ", (TENSOR).dim(), \
+                  " dimensions")
