@@ -97,3 +97,25 @@ class CSR:
     def transpose(self) -> CSR:
         """The graph with every edge reversed (computed once, then cached)."""
         return self._transposed
+
+    def permute(self, order: Tensor) -> CSR:
+        """The graph with renumbered nodes: new node i is old node order[i].
+
+        Args:
+            order: [num_nodes], int64, every node id once.
+        """
+        rank = torch.empty_like(order)
+        rank[order] = torch.arange(self.num_nodes, device=order.device)
+        degree = self.in_degree()[order]
+        rowptr = torch.zeros_like(self.rowptr)
+        rowptr[1:] = degree.cumsum(0)
+        shift = self.rowptr[order] - rowptr[:-1]  # from an edge of a new row to the same edge of the old row
+        positions = torch.arange(self.num_edges, device=order.device) + shift.repeat_interleave(degree)
+        return CSR(
+            rowptr,
+            rank[self.col[positions].long()].to(self.col.dtype),
+            num_nodes=self.num_nodes,
+            weight=None if self.weight is None else self.weight[positions],
+            time=None if self.time is None else self.time[positions],
+            edge_ids=positions if self.edge_ids is None else self.edge_ids[positions],
+        )
