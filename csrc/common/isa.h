@@ -49,6 +49,14 @@ inline Isa current_isa() {
     case ::gossamer::Isa::kAvx2: ::gossamer::avx2::FUNCTION(__VA_ARGS__); break;     \
     case ::gossamer::Isa::kScalar: ::gossamer::scalar::FUNCTION(__VA_ARGS__); break; \
   }
+// The same for a loop that was also compiled for bfloat16 dot products.
+#define GOSSAMER_DISPATCH_ISA_BF16(FUNCTION, ...)                  \
+  if (::gossamer::current_isa() == ::gossamer::Isa::kAvx512Bf16) { \
+    ::gossamer::avx512_bf16::FUNCTION(__VA_ARGS__);                \
+  } else {                                                         \
+    GOSSAMER_DISPATCH_ISA(FUNCTION, __VA_ARGS__);                  \
+  }
 #else
 #define GOSSAMER_DISPATCH_ISA(FUNCTION, ...) ::gossamer::scalar::FUNCTION(__VA_ARGS__)
+#define GOSSAMER_DISPATCH_ISA_BF16(FUNCTION, ...) ::gossamer::scalar::FUNCTION(__VA_ARGS__)
 #endif

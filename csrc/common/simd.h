@@ -2,6 +2,7 @@
 // foreach_isa.h inside the namespace of each instruction set, so it has no include guard and includes nothing.
 
 using BFloat16 = torch::headeronly::BFloat16;
+using Half = torch::headeronly::Half;
 
 // Loads and stores scalar_t in memory as vectors of acc_t, the type that sums are kept in.
 template <typename scalar_t>
@@ -56,5 +57,34 @@ struct Simd<BFloat16> {
     const auto is_nan = (w & 0x7fffffff) > 0x7f800000;
     const Halves h = __builtin_convertvector(is_nan ? (w >> 16) | 0x40 : rounded, Halves);
     std::memcpy(p, &h, sizeof(h));
+  }
+};
+
+template <>
+struct Simd<Half> {
+  using acc_t = float;
+  using Vector [[gnu::vector_size(GOSSAMER_VECTOR_BYTES)]] = float;
+  static constexpr int64_t kLanes = GOSSAMER_VECTOR_BYTES / sizeof(float);
+
+  static Vector load(const Half* p) {
+#if GOSSAMER_VECTOR_BYTES == 64
+    return (Vector)_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+#elif GOSSAMER_VECTOR_BYTES == 32
+    return (Vector)_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+#else
+    Vector v;
+    for (int64_t i = 0; i < kLanes; ++i) v[i] = static_cast<float>(p[i]);
+    return v;
+#endif
+  }
+  // Rounds to nearest even.
+  static void store(Half* p, Vector v) {
+#if GOSSAMER_VECTOR_BYTES == 64
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtps_ph((__m512)v, _MM_FROUND_TO_NEAREST_INT));
+#elif GOSSAMER_VECTOR_BYTES == 32
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_cvtps_ph((__m256)v, _MM_FROUND_TO_NEAREST_INT));
+#else
+    for (int64_t i = 0; i < kLanes; ++i) p[i] = static_cast<Half>(v[i]);
+#endif
   }
 };
