@@ -24,8 +24,23 @@ PACKAGES = {
     "gossamer.graph": "graph",
     "gossamer.distributed": "distributed",
 }
+HEADERS = sorted(glob.glob("csrc/*/*.h") + glob.glob("csrc/*/*.cuh"))
 CXX_FLAGS = ["-std=c++20", "-O3", "-g0", "-fvisibility=hidden", "-Wall", "-Wno-psabi", OLDEST_TORCH]
 NVCC_FLAGS = ["-std=c++20", "-O3", "-Xcompiler", "-g0", OLDEST_TORCH]
+LINK_FLAGS: list[str] = []
+BUILD_FOLDER = "build"
+if sanitizer := os.environ.get("GOSSAMER_SANITIZE"):  # address or undefined, for the tests of the CPU kernels
+    CXX_FLAGS += ["-O1", "-g1", "-fno-omit-frame-pointer", f"-fsanitize={sanitizer}", "-fno-sanitize-recover=all"]
+    LINK_FLAGS += [f"-fsanitize={sanitizer}"]
+    BUILD_FOLDER = f"build/{sanitizer}"
+
+
+class BuildOperators(cpp_extension.BuildExtension):
+    """Keeps the object files (an editable build would not), so that ninja recompiles only what changed."""
+
+    def finalize_options(self) -> None:
+        super().finalize_options()
+        self.build_temp = f"{BUILD_FOLDER}/objects"
 
 
 def find_cuda() -> str | None:
@@ -49,7 +64,7 @@ def cpu_extension():
     sources = ["csrc/operators.cpp", *sorted(glob.glob("csrc/*/*_cpu.cpp"))]
     return cpp_extension.CppExtension(
         "gossamer._C", sources, include_dirs=[os.path.abspath("csrc")],
-        extra_compile_args={"cxx": CXX_FLAGS}, py_limited_api=True,
+        depends=HEADERS, extra_compile_args={"cxx": CXX_FLAGS}, extra_link_args=LINK_FLAGS, py_limited_api=True,
     )  # fmt: skip
 
 
@@ -64,7 +79,7 @@ def cuda_extension(home: str):
         include_dirs=[os.path.abspath("csrc"), os.path.join(home, "include")],
         library_dirs=[os.path.join(home, "lib64")],
         extra_compile_args={"cxx": CXX_FLAGS, "nvcc": NVCC_FLAGS},
-        extra_link_args=link_args, py_limited_api=True,
+        depends=HEADERS, extra_link_args=link_args, py_limited_api=True,
     )  # fmt: skip
 
 
@@ -78,7 +93,7 @@ setup(
     package_dir=PACKAGES,
     package_data={"gossamer": ["py.typed", "_C.pyi"]},
     ext_modules=extensions,
-    cmdclass={"build_ext": cpp_extension.BuildExtension.with_options(use_ninja=True)},
-    options={"bdist_wheel": {"py_limited_api": "cp310"}},
+    cmdclass={"build_ext": BuildOperators},
+    options={"bdist_wheel": {"py_limited_api": "cp310"}, "build": {"build_base": BUILD_FOLDER}},
     zip_safe=False,
 )
