@@ -7,6 +7,10 @@
 STABLE_TORCH_LIBRARY(gossamer, m) {
   m.def("instruction_set() -> str");
 
+  // hashing: expert ids of tokens, and the stable order of routes by expert
+  m.def("route_plan(Tensor expert_ids, int num_experts, int capacity) -> (Tensor, Tensor, Tensor)");
+  m.def("hash_plan(Tensor table, Tensor token_ids, int num_experts) -> (Tensor, Tensor, Tensor, Tensor)");
+
   // segment: sums over the in-neighbours of a CSR graph
   m.def(
       "aggregate(Tensor x, Tensor rowptr, Tensor col, Tensor? weight, Tensor? edge_ids, Tensor? row_scale, "

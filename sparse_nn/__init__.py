@@ -1,1 +1,32 @@
-__all__: list[str] = []
+"""Sparse transformers: hash and learned routing, experts, attention with shared keys."""
+
+import gossamer  # noqa: F401  (loads the operators)
+from gossamer.sparse_nn.hash_tables import (
+    LoadBalance,
+    balanced_table,
+    clustered_table,
+    dispersed_table,
+    load_balance,
+    load_table,
+    multi_hash_table,
+    random_table,
+    save_table,
+)
+from gossamer.sparse_nn.hashes import (
+    bigram_hash,
+    oracle_future_hash,
+    position_hash,
+    previous_token_hash,
+    token_hash,
+)
+from gossamer.sparse_nn.route_plan import RoutePlan, hash_plan
+
+__all__ = [
+    # hash tables
+    "random_table", "balanced_table", "clustered_table", "dispersed_table", "multi_hash_table",
+    "save_table", "load_table", "LoadBalance", "load_balance",
+    # contextual hashes
+    "token_hash", "previous_token_hash", "bigram_hash", "position_hash", "oracle_future_hash",
+    # the route plan
+    "RoutePlan", "hash_plan",
+]  # fmt: skip
