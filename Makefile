@@ -1,0 +1,85 @@
+# make train  sets up what is missing and trains a deep graph network;  make test  sets up and runs the tests.
+# Both use the active virtual environment if it has torch, else .venv (created with PYTHON, default python3).
+
+PYTHON ?= python3
+JOBS ?= $(shell nproc 2> /dev/null || echo 1)
+ARGS ?=
+FILTER ?=
+
+has_torch = import importlib.util as u, sys; sys.exit(u.find_spec("torch") is None)
+ENV := $(shell if "$$VIRTUAL_ENV/bin/python" -c '$(has_torch)' 2> /dev/null; then echo "$$VIRTUAL_ENV"; else echo .venv; fi)
+EXTRAS := deepspeed,pyg,train,transformers,docs,dev
+STAMP := $(ENV)/.gossamer-$(shell pwd | cksum | cut -d' ' -f1)
+CXX_SOURCES = $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
+
+BIN := $(abspath $(ENV))/bin
+export PATH := $(BIN):$(PATH)
+
+.PHONY: help setup train test test-sanitized lint format package typecheck bench scoreboard gpu-check docs wheel clean
+
+help:
+	@echo "make train [ARGS=...]         train a 32-layer graph network with two local workers"
+	@echo "make test [ARGS=...]          run the tests"
+	@echo "make lint | format            check, or mend, the formatting; make typecheck runs mypy"
+	@echo "make scoreboard [FILTER=...]  measure all goals (or some) and write benchmarks/results/scoreboard.md"
+	@echo "make gpu-check                on a machine with a GPU: build, test and measure its kernels"
+	@echo "make docs | wheel | clean"
+
+# Set-up: once, and again when the native sources or the requirements change.
+setup: $(STAMP)
+
+$(STAMP): setup.py pyproject.toml constraints.txt scripts/setup.sh $(CXX_SOURCES)
+	@PYTHON="$(PYTHON)" scripts/setup.sh "$(ENV)" "$(EXTRAS)"
+	@touch "$@"
+
+train: $(STAMP)
+	@$(BIN)/python examples/train_gnn.py $(ARGS)
+
+test: $(STAMP)
+	@OMP_NUM_THREADS=1 $(BIN)/pytest -n $(JOBS) --dist loadgroup $(ARGS)
+
+# The CPU kernels built with the address and undefined-behaviour sanitizers, under the tests that call operators.
+SANITIZED := $(CURDIR)/build/address,undefined
+test-sanitized: $(STAMP)
+	@GOSSAMER_SANITIZE=address,undefined GOSSAMER_CUDA=0 $(BIN)/pip install --quiet --no-deps --no-build-isolation \
+		--upgrade --target "$(SANITIZED)/site" .
+	@PYTHONPATH="$(SANITIZED)/site" LD_PRELOAD="$$(c++ -print-file-name=libasan.so) $$(c++ -print-file-name=libstdc++.so)" \
+		ASAN_OPTIONS=detect_leaks=0 OMP_NUM_THREADS=1 \
+		$(BIN)/pytest -n $(JOBS) --dist loadgroup -m "not launch" -p no:cacheprovider $(ARGS)
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	@$(BIN)/clang-format --dry-run -Werror $(CXX_SOURCES) && echo "clang-format: $(words $(CXX_SOURCES)) files already formatted"
+
+format: $(STAMP)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(CXX_SOURCES)
+
+# The Python files laid out as they are installed; an editable install would hide them from mypy and the documentation.
+package: $(STAMP)
+	@mkdir -p build && rm -rf build/package
+	@$(BIN)/python setup.py --quiet build_py --build-lib build/package > build/package.log 2>&1 || (cat build/package.log; false)
+
+typecheck: $(STAMP) package
+	MYPYPATH=build/package $(BIN)/mypy -p gossamer
+
+bench scoreboard: $(STAMP)
+	@$(BIN)/python benchmarks/scoreboard.py $(FILTER) $(ARGS)
+
+# With the torch that is there and nothing more: no set-up, no network.
+gpu-check:
+	@$(PYTHON) scripts/gpu_check.py $(ARGS)
+
+docs: $(STAMP) package
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet && echo "documentation: built in site/"
+
+wheel: $(STAMP)
+	@rm -rf build/lib* dist
+	$(BIN)/pip wheel --no-build-isolation --no-deps -w dist .
+
+clean:
+	rm -rf build dist site *.egg-info src/*.egg-info src/gossamer/*.so .mypy_cache .ruff_cache .pytest_cache
+	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
+	rm -f $(ENV)/.gossamer-*
