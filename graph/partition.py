@@ -59,9 +59,7 @@ def _partition(graph: CSR, num_parts: int, argument: str) -> Tensor:
     if isinstance(num_parts, bool) or not isinstance(num_parts, int):
         raise TypeError(f"{argument} must be an int, got {type(num_parts).__name__}")
     if not 1 <= num_parts <= graph.num_nodes:
-        raise ValueError(
-            f"{argument} must be between 1 and the number of nodes ({graph.num_nodes}), got {num_parts}"
-        )
+        raise ValueError(f"{argument} must be between 1 and the number of nodes ({graph.num_nodes}), got {num_parts}")
     if num_parts == 1:
         return torch.zeros(graph.num_nodes, dtype=torch.int64, device=graph.col.device)
     return _fill_empty_parts(_metis(graph, num_parts), num_parts).to(graph.col.device)
