@@ -10,7 +10,7 @@ constraints=$(mktemp)
 trap 'rm -f "$constraints"' EXIT
 
 say() { printf '==> %s\n' "$*"; }
-pip_install() { "$environment/bin/python" -m pip install --quiet --disable-pip-version-check "$@"; }
+pip_install() { "$environment/bin/python" -m pip install -qq --disable-pip-version-check "$@"; }
 
 if [ ! -x "$environment/bin/python" ]; then
   say "creating $environment with $("$python" --version)"
@@ -20,7 +20,7 @@ if [ ! -x "$environment/bin/python" ]; then
 fi
 command -v c++ > /dev/null || { say "a C++20 compiler is needed (on Debian and Ubuntu: apt install g++)"; exit 1; }
 
-pip_install "setuptools>=77" wheel ninja -c constraints.txt
+pip_install "setuptools>=77" wheel ninja numpy -c constraints.txt
 if ! "$environment/bin/python" -c 'import torch' 2> /dev/null; then
   say "installing torch (once; a CUDA build of torch is several gigabytes)"
   pip_install torch -c constraints.txt
