@@ -16,6 +16,11 @@ STABLE_TORCH_LIBRARY(gossamer, m) {
       "aggregate(Tensor x, Tensor rowptr, Tensor col, Tensor? weight, Tensor? edge_ids, Tensor? row_scale, "
       "Tensor? col_scale, bool self_loops, int row_offset, Tensor? residual, float alpha, Tensor? rowptr_t, "
       "Tensor? col_t, Tensor? edge_ids_t) -> Tensor");
+
+  // elementwise: dropout keyed by (seed, step, node id, feature)
+  m.def("node_dropout(Tensor x, float p, int seed, int step, Tensor? node_ids, int first_row) -> Tensor");
+  m.def("relu_dropout(Tensor x, float p, int seed, int step, Tensor? node_ids, int first_row) -> Tensor");
+  m.def("relu_dropout_backward(Tensor grad, Tensor out, float p) -> Tensor");
 }
 
 // The module itself is empty: importing it loads this library, which registers the operators with torch.

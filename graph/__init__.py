@@ -3,6 +3,26 @@
 import gossamer  # noqa: F401  (loads the operators)
 from gossamer.graph.aggregate import aggregate, gcn_aggregate
 from gossamer.graph.csr import CSR
+from gossamer.graph.dropout import node_dropout, relu_dropout
+from gossamer.graph.layers import (
+    ForgetInitial,
+    GCN2Conv,
+    GCNConv,
+    GraphLayer,
+    GraphSequential,
+    KeepInitial,
+    NodeDropout,
+    ReLUDropout,
+    ResidualBlock,
+    SAGEConv,
+)
+from gossamer.graph.models import GCN, GCNII, GraphSAGE, ResGCN
 from gossamer.graph.partition import chunk_order, partition
 
-__all__ = ["CSR", "aggregate", "chunk_order", "gcn_aggregate", "partition"]
+__all__ = [
+    "CSR", "chunk_order", "partition",
+    "aggregate", "gcn_aggregate", "node_dropout", "relu_dropout",
+    "GraphLayer", "GraphSequential", "GCNConv", "SAGEConv", "GCN2Conv", "ResidualBlock", "KeepInitial",
+    "ForgetInitial", "NodeDropout", "ReLUDropout",
+    "GCN", "GraphSAGE", "GCNII", "ResGCN",
+]  # fmt: skip

@@ -15,7 +15,9 @@ namespace gossamer {
 
 constexpr uint64_t kGoldenRatio = 0x9e3779b97f4a7c15;
 
-GOSSAMER_HOST_DEVICE inline uint64_t mix_bits(uint64_t x) {
+// Bits is uint64_t or a vector of it; always inlined, so that a vector takes the instruction set of the caller.
+template <typename Bits>
+GOSSAMER_HOST_DEVICE __attribute__((always_inline)) inline Bits mix_bits(Bits x) {
   x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9;
   x = (x ^ (x >> 27)) * 0x94d049bb133111eb;
   return x ^ (x >> 31);
@@ -39,6 +41,12 @@ class Random {
       : state_(mix_bits(mix_bits(seed + kGoldenRatio * (stream + 1)) + kGoldenRatio * (item + 1))) {}
 
   GOSSAMER_HOST_DEVICE uint64_t next() { return mix_bits(state_ += kGoldenRatio); }
+
+  // What call n of next() from here on would return, counted from 0; n may be a vector.
+  template <typename Bits>
+  GOSSAMER_HOST_DEVICE __attribute__((always_inline)) Bits draw(Bits n) const {
+    return mix_bits((n + 1) * kGoldenRatio + state_);
+  }
 
   // Uniform in [0, n) for n >= 1; no value is off by more than n / 2^64 in probability.
   GOSSAMER_HOST_DEVICE uint64_t below(uint64_t n) {
