@@ -3,6 +3,7 @@
 import gossamer  # noqa: F401  (loads the operators)
 from gossamer.graph.aggregate import aggregate, gcn_aggregate
 from gossamer.graph.csr import CSR
+from gossamer.graph.datasets import Dataset, load_dataset
 from gossamer.graph.dropout import node_dropout, relu_dropout
 from gossamer.graph.layers import (
     ForgetInitial,
@@ -20,7 +21,7 @@ from gossamer.graph.models import GCN, GCNII, GraphSAGE, ResGCN
 from gossamer.graph.partition import chunk_order, partition
 
 __all__ = [
-    "CSR", "chunk_order", "partition",
+    "CSR", "chunk_order", "partition", "Dataset", "load_dataset",
     "aggregate", "gcn_aggregate", "node_dropout", "relu_dropout",
     "GraphLayer", "GraphSequential", "GCNConv", "SAGEConv", "GCN2Conv", "ResidualBlock", "KeepInitial",
     "ForgetInitial", "NodeDropout", "ReLUDropout",
