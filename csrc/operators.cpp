@@ -11,6 +11,11 @@ STABLE_TORCH_LIBRARY(gossamer, m) {
   m.def("route_plan(Tensor expert_ids, int num_experts, int capacity) -> (Tensor, Tensor, Tensor)");
   m.def("hash_plan(Tensor table, Tensor token_ids, int num_experts) -> (Tensor, Tensor, Tensor, Tensor)");
 
+  // moe: rows of tokens to the order of a route plan and back, and the experts between
+  m.def("dispatch(Tensor x, Tensor order, Tensor inverse, int k) -> Tensor");
+  m.def("combine(Tensor y, Tensor inverse, Tensor? gates, int k) -> Tensor");
+  m.def("combine_backward(Tensor grad, Tensor y, Tensor inverse, Tensor? gates) -> (Tensor, Tensor)");
+
   // segment: sums over the in-neighbours of a CSR graph
   m.def(
       "aggregate(Tensor x, Tensor rowptr, Tensor col, Tensor? weight, Tensor? edge_ids, Tensor? row_scale, "

@@ -1,6 +1,7 @@
 """Sparse transformers: hash and learned routing, experts, attention with shared keys."""
 
 import gossamer  # noqa: F401  (loads the operators)
+from gossamer.sparse_nn.dispatch import combine, dispatch
 from gossamer.sparse_nn.hash_tables import (
     LoadBalance,
     balanced_table,
@@ -29,4 +30,6 @@ __all__ = [
     "token_hash", "previous_token_hash", "bigram_hash", "position_hash", "oracle_future_hash",
     # the route plan
     "RoutePlan", "hash_plan",
+    # rows to experts and back
+    "dispatch", "combine",
 ]  # fmt: skip
