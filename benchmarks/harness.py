@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import csv
 import json
+import math
 import os
 import sys
 import time
@@ -168,6 +169,8 @@ def format_row(row: Row) -> str:
 
 def format_value(value: float, unit: str) -> str:
     """Four significant digits and the unit."""
+    if math.isnan(value):
+        return "nan"
     number = f"{value:,.0f}" if 1e4 <= abs(value) < 1e9 else f"{value:.4g}"
     return f"{number}{unit}" if unit in ("x", "%") else f"{number} {unit}".strip()
 

@@ -25,6 +25,7 @@ from environment import environment_line
 from harness import FAILED, HELD, MEASURED, NOT_HERE, SHORT, Row, format_row, write_csv
 
 HERE = Path(__file__).resolve().parent
+START_TIMEOUT = 300.0  # seconds for a script to import what it needs
 VERDICTS = (HELD, SHORT, MEASURED, NOT_HERE, FAILED)
 
 
@@ -50,7 +51,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--timeout", type=float, default=600, help="seconds for one goal, tenfold with --slow")
     parser.add_argument("--output", metavar="STEM", help="write STEM.md and STEM.csv (default: results/scoreboard)")
     options = parser.parse_args()
-    if options.output is None and not options.names:  # a part of the goals does not replace the whole table
+    if options.output is None and not (
+        options.names or options.gpu_only
+    ):  # a part of the goals does not replace the whole table
         options.output = str(HERE / "results" / "scoreboard")
     return options
 
@@ -85,6 +88,7 @@ class ScriptRun:
         self.unfinished: list[dict[str, Any]] = [{"name": script.stem}]  # until the plan is there
         self.timeout = options.timeout * (10 if options.slow else 1)
         self.timed_out = False
+        self.seen = 0
         self.output = tempfile.TemporaryFile("w+")  # noqa: SIM115 (closed with the run)
         flags = [flag for flag, wanted in (("--slow", options.slow), ("--gpu-only", options.gpu_only)) if wanted]
         self.arguments = [*names, *flags]
@@ -107,18 +111,21 @@ class ScriptRun:
             self.process.wait()
 
     def _read(self, pipe: TextIO) -> Iterator[Row]:
+        limit = START_TIMEOUT
         while True:
-            watchdog = threading.Timer(self.timeout, self._end)
+            watchdog = threading.Timer(limit, self._end)
             watchdog.start()
             line = pipe.readline()
             watchdog.cancel()
             if not line:
                 return
+            limit = self.timeout
             message = json.loads(line)
             if "plan" in message:
                 self.unfinished = message["plan"]
                 continue
             self.unfinished.pop(0)
+            self.seen = os.fstat(self.output.fileno()).st_size  # what is printed from here on belongs to the next goal
             yield Row(**message)
 
     def _end(self) -> None:
@@ -128,9 +135,9 @@ class ScriptRun:
 
     def last_words(self) -> str:
         if self.timed_out:
-            return f"no result after {self.timeout:.0f} s"
-        self.output.seek(0)
-        lines = self.output.read().strip().splitlines() or [""]
+            return f"no result after {self.timeout:g} s"
+        self.output.seek(self.seen)
+        lines = self.output.read().strip().splitlines() or ["nothing printed"]
         return f"exit code {self.process.returncode}: {lines[-1]}"
 
 
@@ -150,15 +157,14 @@ def markdown(rows: Sequence[Row]) -> str:
     lines = ["# Scoreboard", "", f"Measured {time.strftime('%Y-%m-%d')}: {summary(rows)}.", "", environment_line(), ""]
     for capability in dict.fromkeys(row.capability for row in rows):
         lines += [f"## {capability}", "", "| goal | bar | measured | verdict | how |", "|---|---|---|---|---|"]
-        lines += [
-            f"| {row.claim} (`{row.name}`) | {row.bar} | {row.figure()} | {row.verdict} | {row.detail} |".replace(
-                "\n", " "
-            )
-            for row in rows
-            if row.capability == capability
-        ]
+        lines += [table_row(row) for row in rows if row.capability == capability]
         lines.append("")
     return "\n".join(lines)
+
+
+def table_row(row: Row) -> str:
+    cells = (f"{row.claim} (`{row.name}`)", row.bar, row.figure(), row.verdict, row.detail)
+    return "| " + " | ".join(" ".join(cell.split()).replace("|", "\\|") for cell in cells) + " |"
 
 
 def write_results(rows: Sequence[Row], stem: Path) -> None:
