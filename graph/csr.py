@@ -95,10 +95,10 @@ class CSR:
 
     def _rearranged(self, rowptr: Tensor, col: Tensor, positions: Tensor) -> CSR:
         """The graph of the given rows whose edge e carries what edge positions[e] of this graph carries."""
-        weight = None if self.weight is None else self.weight[positions]
-        time = None if self.time is None else self.time[positions]
-        edge_ids = positions if self.edge_ids is None else self.edge_ids[positions]
-        return CSR._trusted(rowptr, col, self.num_nodes, weight, time, edge_ids)
+        edge_ids = positions if self.edge_ids is None else self.edge_ids.index_select(0, positions)
+        return CSR._trusted(
+            rowptr, col, self.num_nodes, _select(self.weight, positions), _select(self.time, positions), edge_ids
+        )
 
     # Making and taking apart
 
@@ -127,12 +127,10 @@ class CSR:
         num_nodes = checked_num_nodes("CSR.from_edge_index", num_nodes)
         check_ids("CSR.from_edge_index: edge_index", edge_index, num_nodes)
         check_edge_values("CSR.from_edge_index", edge_index.shape[1], edge_index.device, weight, time)
-        source, target = edge_index
-        order = target.sort(stable=True).indices
-        col = source[order].to(_col_dtype(num_nodes))
-        weight = None if weight is None else weight[order]
-        time = None if time is None else time[order]
-        return CSR._trusted(_count_rows(target, num_nodes), col, num_nodes, weight, time, order)
+        source, target = edge_index.to(_col_dtype(num_nodes))  # narrow first: fewer bytes to sort and to gather
+        rowptr, order = _stable_order(target, num_nodes)
+        col = source.index_select(0, order)
+        return CSR._trusted(rowptr, col, num_nodes, _select(weight, order), _select(time, order), order)
 
     def to_edge_index(self) -> Tensor:
         """[2, num_edges], int64, source over target, in the order of ``col``, ``weight``, ``time`` and ``edge_ids``.
@@ -209,13 +207,17 @@ class CSR:
     @cached_property
     def _transpose_positions(self) -> Tensor:
         """[num_edges], int64: for every edge of the transposed graph, its position in this one."""
-        return self.col.sort(stable=True).indices
+        return self._transpose_order[1]
+
+    @cached_property
+    def _transpose_order(self) -> tuple[Tensor, Tensor]:
+        return _stable_order(self.col, self.num_nodes)
 
     @cached_property
     def _transposed(self) -> CSR:
-        positions = self._transpose_positions
-        col = self._rows[positions].to(self.col.dtype)
-        return self._rearranged(_count_rows(self.col, self.num_nodes), col, positions)
+        rowptr, positions = self._transpose_order
+        col = self._rows.to(self.col.dtype).index_select(0, positions)
+        return self._rearranged(rowptr, col, positions)
 
     def transpose(self) -> CSR:
         """The graph with every edge reversed, columns ascending in each row (computed once, then cached)."""
@@ -235,7 +237,8 @@ class CSR:
         rowptr[1:] = degree.cumsum(0)
         shift = self.rowptr[order] - rowptr[:-1]  # from an edge of a new row to the same edge of the old row
         positions = torch.arange(self.num_edges, device=order.device) + shift.repeat_interleave(degree)
-        return self._rearranged(rowptr, rank[self.col[positions].long()].to(self.col.dtype), positions)
+        col = rank.to(self.col.dtype).index_select(0, self.col.index_select(0, positions))
+        return self._rearranged(rowptr, col, positions)
 
     def coalesce(self, *, reduce: str = "sum") -> CSR:
         """The graph with columns ascending in each row and duplicate edges merged.
@@ -338,8 +341,17 @@ def _col_dtype(num_nodes: int) -> torch.dtype:
     return torch.int32 if num_nodes < 2**31 else torch.int64
 
 
+def _select(values: Tensor | None, positions: Tensor) -> Tensor | None:
+    return None if values is None else values.index_select(0, positions)  # three times as fast as values[positions]
+
+
 def _count_rows(rows: Tensor, num_nodes: int) -> Tensor:
     """rowptr [num_nodes + 1] of edges with the given rows, in any order."""
     rowptr = torch.zeros(num_nodes + 1, dtype=torch.int64, device=rows.device)
     torch.cumsum(rows.bincount(minlength=num_nodes), 0, out=rowptr[1:])
     return rowptr
+
+
+def _stable_order(keys: Tensor, num_keys: int) -> tuple[Tensor, Tensor]:
+    """rowptr [num_keys + 1] and order [size]: key k stands at order[rowptr[k] : rowptr[k + 1]], as given."""
+    return _count_rows(keys, num_keys), keys.sort(stable=True).indices

@@ -2,29 +2,52 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
-from gossamer.graph.csr import CSR
+from gossamer.graph.csr import CSR, _count_rows, _select, _stable_order
 
 _REDUCTIONS = ("sum", "mean", "max", "min")
 
 
-def coalesce(graph: CSR, reduce: str, function: str = "CSR.coalesce") -> CSR:
+def coalesce(graph: CSR, reduce: str) -> CSR:
+    _check_reduction("CSR.coalesce", reduce)
+    target = graph._rows.to(graph.col.dtype)
+    return _merged(graph.col, target, graph.num_nodes, graph.weight, graph.time, reduce)
+
+
+def to_symmetric(graph: CSR, reduce: str) -> CSR:
+    _check_reduction("CSR.to_symmetric", reduce)
+    source, target = graph.col, graph._rows.to(graph.col.dtype)
+    others = (source != target).nonzero().flatten()
+    mirror = lambda values, reverse: torch.cat([values, reverse.index_select(0, others)])  # noqa: E731
+    weight, time = (None if value is None else mirror(value, value) for value in (graph.weight, graph.time))
+    return _merged(mirror(source, target), mirror(target, source), graph.num_nodes, weight, time, reduce)
+
+
+def _check_reduction(function: str, reduce: str) -> None:
     if reduce not in _REDUCTIONS:
         raise ValueError(f"{function}: reduce must be sum, mean, max or min, got {reduce!r}")
-    graph = graph.transpose().transpose()  # each of them sorts: columns ascend now
-    row, col = graph._rows, graph.col
-    is_first = torch.ones_like(col, dtype=torch.bool)
-    is_first[1:] = (col[1:] != col[:-1]) | (row[1:] != row[:-1])
+
+
+def _merged(
+    source: Tensor, target: Tensor, num_nodes: int, weight: Tensor | None, time: Tensor | None, reduce: str
+) -> CSR:
+    """The graph of the edges with each pair of nodes once, columns ascending in each row."""
+    by_source = _stable_order(source, num_nodes)[1]
+    order = by_source.index_select(0, _stable_order(target.index_select(0, by_source), num_nodes)[1])
+    source, target = source.index_select(0, order), target.index_select(0, order)
+    is_first = torch.ones_like(source, dtype=torch.bool)
+    is_first[1:] = (source[1:] != source[:-1]) | (target[1:] != target[:-1])
     first = is_first.nonzero().flatten()
-    lengths = torch.diff(first, append=first.new_tensor([graph.num_edges]))
-    rowptr = torch.zeros_like(graph.rowptr)
-    rowptr[1:] = row[first].bincount(minlength=graph.num_nodes).cumsum(0)
-    weight = graph.weight
-    if weight is not None and graph.num_edges:  # segment_reduce refuses to reduce nothing
+    lengths = torch.diff(first, append=first.new_tensor([source.numel()]))
+    weight, time = _select(weight, order), _select(time, order)
+    if weight is not None and weight.numel():  # segment_reduce refuses to reduce nothing
         weight = torch.segment_reduce(weight, reduce, lengths=lengths)
-    return CSR._trusted(rowptr, col[first], graph.num_nodes, weight, _earliest(graph.time, lengths), None)
+    rowptr = _count_rows(target.index_select(0, first), num_nodes)
+    return CSR._trusted(rowptr, source.index_select(0, first), num_nodes, weight, _earliest(time, lengths))
 
 
 def _earliest(time: Tensor | None, lengths: Tensor) -> Tensor | None:
@@ -34,18 +57,9 @@ def _earliest(time: Tensor | None, lengths: Tensor) -> Tensor | None:
     return time.new_empty(lengths.numel()).scatter_reduce(0, merged, time, "amin", include_self=False)
 
 
-def to_symmetric(graph: CSR, reduce: str) -> CSR:
-    edges = graph.to_edge_index()
-    others = (edges[0] != edges[1]).nonzero().flatten()
-    both = torch.cat([edges, edges.flip(0)[:, others]], dim=1)
-    weight, time = (
-        None if value is None else torch.cat([value, value[others]]) for value in (graph.weight, graph.time)
-    )
-    mirrored = CSR.from_edge_index(both, graph.num_nodes, weight=weight, time=time)
-    return coalesce(mirrored, reduce, "CSR.to_symmetric")
-
-
 def add_self_loops(graph: CSR, weight: float) -> CSR:
+    if not math.isfinite(weight):
+        raise ValueError(f"CSR.add_self_loops: weight must be finite, got {weight}")
     missing = torch.ones(graph.num_nodes, dtype=torch.bool, device=graph.device)
     missing[graph._rows[graph.col == graph._rows]] = False
     nodes = missing.nonzero().flatten()

@@ -254,6 +254,11 @@ def test_self_loops_are_added_where_missing(graph):
     assert looped.add_self_loops().equal(looped)
 
 
+def test_self_loops_take_finite_weights():
+    with pytest.raises(ValueError, match=r"CSR.add_self_loops: weight must be finite, got nan"):
+        full_graph().add_self_loops(weight=float("nan"))
+
+
 def test_edits_pass_gradients_to_the_weights():
     weight = torch.rand(20, dtype=torch.float64, requires_grad=True)
     graph = CSR.from_edge_index(random_edges(5, 20), 6, weight=weight)
@@ -391,10 +396,6 @@ def test_repr():
     assert repr(full_graph()) == text
 
 
-GPU = pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"))
-
-
-@pytest.mark.parametrize("device", ["cpu", GPU])
 def test_to_device(device):
     graph = full_graph()
     moved = graph.to(device)
