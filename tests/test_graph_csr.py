@@ -3,6 +3,7 @@
 import copy
 import pickle
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -349,6 +350,29 @@ def test_cupy_needs_cupy_and_a_gpu(monkeypatch):
     for convert in (full_graph().to_cupy, lambda: CSR.from_cupy(None)):
         with pytest.raises(ImportError, match=r"needs cupy and an NVIDIA GPU: pip install gossamer\[cupy\]"):
             convert()
+
+
+@pytest.fixture
+def scipy_as_cupy(monkeypatch):
+    """scipy in the place of cupy: the arrays pass through DLPack all the same."""
+    modules = {"cupy": np, "cupyx": SimpleNamespace(scipy=scipy), "cupyx.scipy": scipy}
+    for name, module in {**modules, "cupyx.scipy.sparse": scipy.sparse}.items():
+        monkeypatch.setitem(sys.modules, name, module)
+
+
+def test_cupy_matrices_come_in_through_dlpack(scipy_as_cupy):
+    graph = full_graph()
+    again = CSR.from_cupy(graph.to_scipy())
+    assert torch.equal(again.rowptr, graph.rowptr)
+    assert torch.equal(again.col, graph.col)
+    assert torch.equal(again.weight, graph.weight)
+
+
+def test_cupy_rejects(scipy_as_cupy):
+    with pytest.raises(ValueError, match=r"CSR.to_cupy: graph must be on a GPU, got cpu; move it with .to\('cuda'\)"):
+        full_graph().to_cupy()
+    with pytest.raises(TypeError, match=r"CSR.from_cupy: matrix must be a cupyx.scipy.sparse matrix, got ndarray"):
+        CSR.from_cupy(np.eye(3))
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
