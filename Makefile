@@ -40,12 +40,14 @@ test: $(STAMP)
 
 # The CPU kernels built with the address and undefined-behaviour sanitizers, under the tests that call operators.
 SANITIZED := $(CURDIR)/build/address,undefined
+OPERATOR_TESTS := $(filter-out tests/test_build.py tests/test_operators.py tests/test_readme.py tests/test_scripts.py,\
+	$(wildcard tests/test_*.py))
 test-sanitized: $(STAMP)
 	@GOSSAMER_SANITIZE=address,undefined GOSSAMER_CUDA=0 $(BIN)/pip install --quiet --no-deps --no-build-isolation \
 		--upgrade --target "$(SANITIZED)/site" .
 	@PYTHONPATH="$(SANITIZED)/site" LD_PRELOAD="$$(c++ -print-file-name=libasan.so) $$(c++ -print-file-name=libstdc++.so)" \
 		ASAN_OPTIONS=detect_leaks=0 OMP_NUM_THREADS=1 \
-		$(BIN)/pytest -n $(JOBS) --dist loadgroup -m "not launch" -p no:cacheprovider $(ARGS)
+		$(BIN)/pytest -n $(JOBS) --dist loadgroup -m "not launch" -p no:cacheprovider $(OPERATOR_TESTS) $(ARGS)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
