@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 _FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+_MAX_NODES = 2**48  # rowptr would fill two pebibytes; larger ids are garbage, and overflow sizes
 
 
 def checked_num_nodes(function: str, num_nodes: Any) -> int:
@@ -18,8 +19,8 @@ def checked_num_nodes(function: str, num_nodes: Any) -> int:
         count = None
     if count is None or isinstance(num_nodes, bool):
         raise TypeError(f"{function}: num_nodes must be an int, got {type(num_nodes).__name__}")
-    if count < 0:
-        raise ValueError(f"{function}: num_nodes must be at least 0, got {count}")
+    if not 0 <= count < _MAX_NODES:
+        raise ValueError(f"{function}: num_nodes must be in [0, 2**48), got {count}")
     return count
 
 

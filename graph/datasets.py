@@ -25,7 +25,7 @@ _DIGITS_NEIGHBORS = 8
 _DIGITS_TRAIN, _DIGITS_VALIDATION = 20, 30  # nodes of each class; the rest is for testing
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class Dataset:
     """A graph whose nodes have features and a class.
 
@@ -57,6 +57,15 @@ class Dataset:
             raise ValueError(f"Dataset.split: index must be in [0, {self.num_splits}), got {index}")
         masks = {name: getattr(self, name).reshape(self.graph.num_nodes, -1)[:, index] for name in _MASKS}
         return dataclasses.replace(self, **masks)
+
+    def to(self, device: torch.device | str | int) -> Dataset:
+        """The data on a device."""
+        movable = ("graph", "features", "labels", *_MASKS)
+        return dataclasses.replace(self, **{name: getattr(self, name).to(device) for name in movable})
+
+    def __repr__(self) -> str:
+        sizes = f"num_features={self.features.shape[1]}, num_classes={self.num_classes}, num_splits={self.num_splits}"
+        return f"Dataset({self.name!r}, {self.graph!r}, {sizes})"
 
 
 def load_dataset(

@@ -288,6 +288,14 @@ def test_row_normalize(tmp_path):
     assert load_dataset(path, row_normalize=True).features.tolist() == [[0.25, 0.75], [0, 0], [-0.5, 0.5]]
 
 
+def test_data_on_a_device(tmp_path, device):
+    dataset = load_dataset(save_npz(tmp_path / "own.npz", tiny_arrays())).to(device)
+    assert {t.device.type for t in (dataset.graph, dataset.features, dataset.labels, dataset.val_mask)} == {device}
+    assert_is_tiny(dataset.to("cpu"), "own")
+    sizes = "num_features=2, num_classes=2, num_splits=1)"
+    assert repr(dataset) == f"Dataset('own', {dataset.graph!r}, {sizes}"
+
+
 def test_split_out_of_range(tmp_path):
     dataset = load_dataset(save_npz(tmp_path / "own.npz", tiny_arrays()))
     assert isinstance(dataset, Dataset)
