@@ -26,6 +26,14 @@ STABLE_TORCH_LIBRARY(gossamer, m) {
   m.def("node_dropout(Tensor x, float p, int seed, int step, Tensor? node_ids, int first_row) -> Tensor");
   m.def("relu_dropout(Tensor x, float p, int seed, int step, Tensor? node_ids, int first_row) -> Tensor");
   m.def("relu_dropout_backward(Tensor grad, Tensor out, float p) -> Tensor");
+
+  // sampling: neighbourhoods of seeds
+  m.def("alias_table(Tensor rowptr, Tensor weight) -> Tensor");
+  m.def("cumulative_weights(Tensor rowptr, Tensor weight) -> Tensor");
+  m.def(
+      "neighbor_sample(Tensor[] rowptr, Tensor[] col, Tensor[] weight, Tensor[] alias, Tensor[] cumulative, "
+      "Tensor[] time, int[] source_type, int[] target_type, int[] num_nodes, Tensor[] seeds, Tensor[] seed_time, "
+      "float[] fanouts, int seed, bool replace, str temporal, int? window, bool disjoint, Tensor(a!) table) -> Tensor[]");
 }
 
 // The module itself is empty: importing it loads this library, which registers the operators with torch.

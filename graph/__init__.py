@@ -19,6 +19,7 @@ from gossamer.graph.layers import (
 )
 from gossamer.graph.models import GCN, GCNII, GraphSAGE, ResGCN
 from gossamer.graph.partition import chunk_order, partition
+from gossamer.graph.sampling import SampledSubgraph, neighbor_sample
 
 __all__ = [
     "CSR", "chunk_order", "partition", "Dataset", "load_dataset",
@@ -26,4 +27,5 @@ __all__ = [
     "GraphLayer", "GraphSequential", "GCNConv", "SAGEConv", "GCN2Conv", "ResidualBlock", "KeepInitial",
     "ForgetInitial", "NodeDropout", "ReLUDropout",
     "GCN", "GraphSAGE", "GCNII", "ResGCN",
+    "SampledSubgraph", "neighbor_sample",
 ]  # fmt: skip

@@ -32,3 +32,55 @@ def node_dropout(x: Tensor, p: float, seed: int, step: int, node_ids: Tensor) ->
             if bits >= threshold:
                 out[i, f] = x[i, f].double() * 65536 / (65536 - threshold)
     return out
+
+
+def floyd_sample(size: int, count: int, seed: int, stream: int, item: int) -> list[int]:
+    """``count`` different offsets of [0, size), in the order drawn."""
+    chosen: list[int] = []
+    for i in range(count):
+        newest = size - count + i
+        offset = (random_draw(seed, stream, item, i) * (newest + 1)) >> 64
+        chosen.append(newest if offset in chosen else offset)
+    return chosen
+
+
+def neighbor_sample(graph, seeds: list[int], fanouts: list[int], seed: int, replace: bool = False):
+    """Nodes, then (row, col, edge position) of a uniform sample shared by all seeds."""
+    node, local = list(seeds), {}
+    for i, n in enumerate(seeds):
+        local.setdefault(n, i)
+    edges, begin = [], 0
+    for hop, fanout in enumerate(fanouts):
+        begin, targets = len(node), range(begin, len(node))
+        for col in targets:
+            first, last = graph.rowptr[node[col]].item(), graph.rowptr[node[col] + 1].item()
+            size = last - first
+            if fanout == -1 or (size <= fanout and not replace):
+                offsets = list(range(size))
+            elif replace:
+                draws = [random_draw(seed, hop, node[col], i) for i in range(fanout if size else 0)]
+                offsets = [(draw * size) >> 64 for draw in draws]
+            else:
+                offsets = floyd_sample(size, fanout, seed, hop, node[col])
+            for position in [first + offset for offset in offsets]:
+                source = graph.col[position].item()
+                if source not in local:
+                    local[source] = len(node)
+                    node.append(source)
+                edges.append((local[source], col, position))
+    return node, edges
+
+
+def subset_probabilities(weights: list[float], count: int) -> dict[tuple[int, ...], float]:
+    """Probability of every subset when ``count`` items are drawn one by one in proportion to the weights left."""
+    orders = {(): 1.0}
+    for _ in range(min(count, sum(w > 0 for w in weights))):
+        longer: dict[tuple[int, ...], float] = {}
+        for chosen, p in orders.items():
+            left = sum(w for i, w in enumerate(weights) if i not in chosen)
+            for i, w in enumerate(weights):
+                if w > 0 and i not in chosen:
+                    subset = tuple(sorted((*chosen, i)))
+                    longer[subset] = longer.get(subset, 0.0) + p * w / left
+        orders = longer
+    return orders

@@ -62,8 +62,8 @@ class Random {
     return value;
   }
 
-  // Uniform in (0, 1): odd multiples of 2^-54, so that neither end occurs.
-  GOSSAMER_HOST_DEVICE double uniform() { return (static_cast<double>(next() >> 11) + 0.5) * 0x1p-53; }
+  // Uniform in (0, 1): odd multiples of 2^-53, so that neither end occurs.
+  GOSSAMER_HOST_DEVICE double uniform() { return (static_cast<double>(next() >> 12) + 0.5) * 0x1p-52; }
 
  private:
   uint64_t state_;

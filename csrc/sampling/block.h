@@ -1,0 +1,110 @@
+// What every way of sampling several hops shares: the request, the result, and the sampling of one block of targets.
+// Local ids are given in the order of discovery: the seeds, then hop by hop, edge type by edge type, target by target.
+// The result does not depend on the number of threads.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "sampling/row_sampler.h"
+
+namespace gossamer::sampling {
+
+constexpr int64_t kPrefetchAhead = 16;  // single elements
+constexpr int64_t kRowsAhead = 4;       // whole rows
+
+struct Request {
+  std::vector<Relation> relations;
+  std::vector<double> fanouts;                  // [num_relations, num_hops]
+  std::vector<int64_t> num_nodes;               // of each node type
+  std::vector<std::vector<int64_t>> seeds;      // of each node type
+  std::vector<std::vector<int64_t>> seed_time;  // of each node type; empty without times
+  int64_t num_hops = 0;
+  uint64_t seed = 0;
+  int64_t window = -1;  // -1: no limit
+  bool replace = false;
+  Temporal temporal = Temporal::kUniform;
+
+  // The relations with their fan-outs of one hop.
+  std::vector<Relation> at_hop(int64_t hop) const {
+    std::vector<Relation> result = relations;
+    for (size_t r = 0; r < result.size(); ++r) result[r].fanout = fanouts[r * num_hops + hop];
+    return result;
+  }
+};
+
+// The edges sampled for consecutive targets of one relation: `count[i]` edges of target first_target + i.
+struct Block {
+  int64_t relation = 0;
+  int64_t first_target = 0;
+  int64_t size = 0;
+  std::vector<uint32_t> count;
+  std::unique_ptr<int64_t[]> position;
+  std::unique_ptr<int64_t[]> source;  // global ids, then local ones
+};
+
+struct Sample {
+  std::vector<std::vector<int64_t>> node;       // of each node type
+  std::vector<std::vector<int64_t>> batch;      // of each node type; only of disjoint trees
+  std::vector<std::vector<int64_t>> num_nodes;  // [num_types][num_hops + 1]
+  std::vector<std::vector<int64_t>> num_edges;  // [num_relations][num_hops]
+  std::vector<Block> blocks;                    // in output order
+  bool valid = true;                            // false: a column was not a node id
+};
+
+// Reads the rows of a few targets ahead of their use, so that their cache misses overlap.
+template <typename Visit>
+void for_each_row(const Relation& relation, const int64_t* targets, int64_t size, const Visit& visit) {
+  for (int64_t i = 0; i < size; ++i) {
+    if (i + kPrefetchAhead < size) __builtin_prefetch(relation.rowptr + targets[i + kPrefetchAhead]);
+    visit(i, Row{relation.rowptr[targets[i]], relation.rowptr[targets[i] + 1]});
+  }
+}
+
+// source[i] = column of position[i]; false if one of them is not in [0, num_nodes).
+inline bool read_sources(const Relation& relation, const int64_t* position, int64_t size, int64_t num_nodes,
+                         int64_t* source) {
+  bool valid = true;
+  for (int64_t i = 0; i < size; ++i) {
+    if (i + kPrefetchAhead < size) {
+      const int64_t ahead = position[i + kPrefetchAhead];
+      __builtin_prefetch(relation.col32 ? static_cast<const void*>(relation.col32 + ahead) : relation.col64 + ahead);
+    }
+    source[i] = relation.source(position[i]);
+    valid &= static_cast<uint64_t>(source[i]) < static_cast<uint64_t>(num_nodes);
+  }
+  return valid;
+}
+
+// Samples the rows of `targets` into a block. The randomness of a target is (seed, stream, target); `time` is that of
+// their tree where there are times, else null.
+inline bool sample_block(const Request& request, const Relation& relation, RowSampler& sampler, const int64_t* targets,
+                         const int64_t* time, uint64_t seed, uint64_t stream, Block& block) {
+  const int64_t num_targets = static_cast<int64_t>(block.count.size());
+  std::vector<Row> full(num_targets), rows(num_targets);
+  for_each_row(relation, targets, num_targets, [&](int64_t i, Row row) {
+    full[i] = row;
+    if (time && row.size() > 0) __builtin_prefetch(relation.time + row.end - 1);
+  });
+  int64_t bound = 0;
+  for (int64_t i = 0; i < num_targets; ++i) {
+    rows[i] = time ? RowSampler::visible(relation, full[i], *time, request.window) : full[i];
+    bound += sampler.bound(relation, rows[i]);
+  }
+  block.position = std::make_unique_for_overwrite<int64_t[]>(bound);
+  block.source = std::make_unique_for_overwrite<int64_t[]>(bound);
+  for (int64_t i = 0; i < num_targets; ++i) {
+    if (const int64_t next = i + kRowsAhead; next < num_targets) {
+      const bool whole = rows[next].size() == full[next].size();
+      sampler.prefetch(relation, rows[next], whole, Random(seed, stream, targets[next]));
+    }
+    const Random random(seed, stream, targets[i]);
+    block.count[i] = sampler.sample(relation, rows[i], full[i], random, block.position.get() + block.size);
+    block.size += block.count[i];
+  }
+  return read_sources(relation, block.position.get(), block.size, request.num_nodes[relation.source_type],
+                      block.source.get());
+}
+
+}  // namespace gossamer::sampling
