@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from gossamer.graph import (
     CSR,
@@ -19,6 +20,8 @@ from gossamer.graph import (
     ResGCN,
     ResidualBlock,
     SAGEConv,
+    aggregate,
+    gcn_aggregate,
 )
 
 pyg = pytest.importorskip("torch_geometric.nn", reason="the peer of these layers")
@@ -182,6 +185,50 @@ def test_bfloat16(model_class):
     out.sum().backward()
     assert out.dtype == torch.bfloat16
     torch.testing.assert_close(out.float(), expected, atol=0.1, rtol=0.1)
+
+
+class View:
+    """A renumbered graph as the pipelined engine shows it: original node ids, and the step from outside."""
+
+    def __init__(self, graph, order, step):
+        self.graph, self.node_ids, self.step = graph.permute(order), order, step
+
+    def aggregate(self, x, *, weight=None, reduce="sum"):
+        return aggregate(self.graph, x, weight=weight, reduce=reduce)
+
+    def gcn_aggregate(self, x, *, residual=None, alpha=0.0):
+        return gcn_aggregate(self.graph, x, residual=residual, alpha=alpha)
+
+
+@pytest.mark.parametrize("model_class", MODELS)
+def test_view_with_renumbered_nodes_drops_the_same_elements(model_class):
+    graph, x = random_graph(), features(6)
+    model = model_class(6, 8, 3, num_layers=3)
+    model(graph, x)
+    expected = model(graph, x)  # step 1
+    order = torch.randperm(NUM_NODES, generator=torch.Generator().manual_seed(4))
+    logits = model(View(graph, order, step=1), x[order])
+    torch.testing.assert_close(logits, expected[order])
+
+
+@pytest.mark.parametrize("model_class", MODELS)
+def test_recomputation_repeats_the_masks(model_class):
+    x = features(6)
+    view = View(random_graph(), torch.arange(NUM_NODES), step=5)
+    model = model_class(6, 8, 3, num_layers=3)
+    parameters = list(model.parameters())
+    expected = torch.autograd.grad(model(view, x).square().sum(), parameters)
+    recomputed = checkpoint(model, view, x, use_reentrant=False, preserve_rng_state=False)
+    grads = torch.autograd.grad(recomputed.square().sum(), parameters)
+    assert all(torch.equal(a, b) for a, b in zip(grads, expected))
+
+
+@pytest.mark.parametrize("model_class", MODELS)
+def test_compiles_as_one_graph(model_class):
+    graph, x = random_graph(), features(6)
+    model = model_class(6, 8, 3, num_layers=2)
+    expected = copy.deepcopy(model)(graph, x)
+    torch.testing.assert_close(torch.compile(model, backend="aot_eager", fullgraph=True)(graph, x), expected)
 
 
 def test_wrong_arguments():

@@ -1,3 +1,4 @@
+#include "common/huge_pages.h"
 #include "common/tensor.h"
 #include "elementwise/dropout_key.h"
 #define GOSSAMER_KERNEL "elementwise/dropout.h"
@@ -20,49 +21,43 @@ void dispatch_type(const Tensor& x, const Function& function) {
   }
 }
 
-DropoutKey make_key(const Tensor& x, double p, int64_t seed, int64_t step, const OptionalTensor& node_ids,
-                    int64_t first_row) {
+// Runs loop(key, source, target, num_features, begin, end) over the rows of x.
+template <typename Loop>
+Tensor dropout(const Tensor& x, double p, int64_t seed, int64_t step, const OptionalTensor& node_ids, int64_t first_row,
+               const Loop& loop) {
   GOSSAMER_CHECK_TENSOR(x, 2, "dropout");
   GOSSAMER_CHECK(!node_ids || (node_ids->is_contiguous() && node_ids->numel() == x.size(0)),
                  "dropout: node_ids must have one entry per row");
-  return {static_cast<uint64_t>(seed),
-          static_cast<uint64_t>(step),
-          data_or_null<int64_t>(node_ids),
-          first_row,
-          dropout_threshold(p),
-          dropout_scale(p)};
-}
-
-int64_t grain_rows(const Tensor& x) { return std::max<int64_t>(1, kGrainElements / std::max<int64_t>(1, x.size(1))); }
-
-Tensor node_dropout_cpu(const Tensor& x, double p, int64_t seed, int64_t step, const OptionalTensor& node_ids,
-                        int64_t first_row) {
-  const DropoutKey key = make_key(x, p, seed, step, node_ids, first_row);
-  Tensor out = torch::stable::empty_like(x);
+  const DropoutKey key{static_cast<uint64_t>(seed),
+                       static_cast<uint64_t>(step),
+                       data_or_null<int64_t>(node_ids),
+                       first_row,
+                       dropout_threshold(p),
+                       dropout_scale(p)};
+  Tensor out = with_huge_pages(torch::stable::empty_like(x));
+  const int64_t num_features = x.size(1);
+  const int64_t grain_rows = std::max<int64_t>(1, kGrainElements / std::max<int64_t>(1, num_features));
   dispatch_type(x, [&](auto scalar) {
     using scalar_t = decltype(scalar);
     const scalar_t* source = x.const_data_ptr<scalar_t>();
     scalar_t* target = out.mutable_data_ptr<scalar_t>();
-    torch::stable::parallel_for(0, x.size(0), grain_rows(x), [&](int64_t begin, int64_t end) {
-      GOSSAMER_DISPATCH_ISA(node_dropout, key, source, target, x.size(1), begin, end);
+    torch::stable::parallel_for(0, x.size(0), grain_rows, [&](int64_t begin, int64_t end) {
+      loop(key, source, target, num_features, begin, end);
     });
   });
   return out;
+}
+
+Tensor node_dropout_cpu(const Tensor& x, double p, int64_t seed, int64_t step, const OptionalTensor& node_ids,
+                        int64_t first_row) {
+  return dropout(x, p, seed, step, node_ids, first_row,
+                 [](auto... arguments) { GOSSAMER_DISPATCH_ISA(node_dropout, arguments...); });
 }
 
 Tensor relu_dropout_cpu(const Tensor& x, double p, int64_t seed, int64_t step, const OptionalTensor& node_ids,
                         int64_t first_row) {
-  const DropoutKey key = make_key(x, p, seed, step, node_ids, first_row);
-  Tensor out = torch::stable::empty_like(x);
-  dispatch_type(x, [&](auto scalar) {
-    using scalar_t = decltype(scalar);
-    const scalar_t* source = x.const_data_ptr<scalar_t>();
-    scalar_t* target = out.mutable_data_ptr<scalar_t>();
-    torch::stable::parallel_for(0, x.size(0), grain_rows(x), [&](int64_t begin, int64_t end) {
-      GOSSAMER_DISPATCH_ISA(relu_dropout, key, source, target, x.size(1), begin, end);
-    });
-  });
-  return out;
+  return dropout(x, p, seed, step, node_ids, first_row,
+                 [](auto... arguments) { GOSSAMER_DISPATCH_ISA(relu_dropout, arguments...); });
 }
 
 Tensor relu_dropout_backward_cpu(const Tensor& grad, const Tensor& out, double p) {
@@ -70,7 +65,7 @@ Tensor relu_dropout_backward_cpu(const Tensor& grad, const Tensor& out, double p
   GOSSAMER_CHECK_TENSOR(out, 2, "relu_dropout_backward");
   GOSSAMER_CHECK(grad.scalar_type() == out.scalar_type() && grad.numel() == out.numel(),
                  "relu_dropout_backward: grad and out must have the same shape and type");
-  Tensor grad_x = torch::stable::empty_like(grad);
+  Tensor grad_x = with_huge_pages(torch::stable::empty_like(grad));
   dispatch_type(grad, [&](auto scalar) {
     using scalar_t = decltype(scalar);
     const scalar_t* g = grad.const_data_ptr<scalar_t>();
