@@ -34,6 +34,11 @@ STABLE_TORCH_LIBRARY(gossamer, m) {
       "neighbor_sample(Tensor[] rowptr, Tensor[] col, Tensor[] weight, Tensor[] alias, Tensor[] cumulative, "
       "Tensor[] time, int[] source_type, int[] target_type, int[] num_nodes, Tensor[] seeds, Tensor[] seed_time, "
       "float[] fanouts, int seed, bool replace, str temporal, int? window, bool disjoint, Tensor(a!) table) -> Tensor[]");
+
+  // rewiring: pairs of nodes by their distance
+  m.def("diagonal_blocks(Tensor rowptr, Tensor col) -> Tensor");
+  m.def("k_hop_count(Tensor rowptr, Tensor col, Tensor blocks, int max_hops) -> Tensor");
+  m.def("k_hop(Tensor rowptr, Tensor col, Tensor blocks, Tensor(a!) shell_rowptr, int num_pairs) -> Tensor");
 }
 
 // The module itself is empty: importing it loads this library, which registers the operators with torch.

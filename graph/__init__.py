@@ -5,6 +5,7 @@ from gossamer.graph.aggregate import aggregate, gcn_aggregate
 from gossamer.graph.csr import CSR
 from gossamer.graph.datasets import Dataset, load_dataset
 from gossamer.graph.dropout import node_dropout, relu_dropout
+from gossamer.graph.k_hop import k_hop, k_hop_count, k_hop_pairs
 from gossamer.graph.layers import (
     ForgetInitial,
     GCN2Conv,
@@ -28,4 +29,5 @@ __all__ = [
     "ForgetInitial", "NodeDropout", "ReLUDropout",
     "GCN", "GraphSAGE", "GCNII", "ResGCN",
     "SampledSubgraph", "neighbor_sample",
+    "k_hop", "k_hop_count", "k_hop_pairs",
 ]  # fmt: skip

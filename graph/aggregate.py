@@ -64,7 +64,7 @@ def propagate(graph: CSR, x: Tensor, p: Propagation, residual: Tensor | None = N
 
 
 @torch.library.register_fake("gossamer::aggregate")
-def _(x, rowptr, col, weight, edge_ids, row_scale, col_scale, self_loops, row_offset, residual, alpha, *transposed):  # noqa: ANN001
+def _(x, rowptr, col, weight, edge_ids, row_scale, col_scale, self_loops, row_offset, residual, alpha, *transposed):
     return x.new_empty(rowptr.shape[0] - 1, x.shape[1])
 
 

@@ -84,3 +84,16 @@ def subset_probabilities(weights: list[float], count: int) -> dict[tuple[int, ..
                     longer[subset] = longer.get(subset, 0.0) + p * w / left
         orders = longer
     return orders
+
+
+def k_hop(rowptr: Tensor, col: Tensor, max_hops: int) -> list[Tensor]:
+    """Boolean [N, N] per hop: out[k - 1][i, j] where the shortest path from j to i has k edges."""
+    num_nodes = len(rowptr) - 1
+    adjacency = torch.zeros(num_nodes, num_nodes)
+    adjacency[torch.arange(num_nodes).repeat_interleave(rowptr.diff()), col.long()] = 1
+    adjacency = adjacency.to_sparse()
+    shells, seen, last = [], torch.eye(num_nodes, dtype=torch.bool), torch.eye(num_nodes)
+    for _ in range(max_hops):
+        shells.append((adjacency @ last > 0) & ~seen)
+        seen, last = seen | shells[-1], shells[-1].float()
+    return shells

@@ -1,0 +1,185 @@
+"""k-hop rewiring against scipy, networkx and the way the DRew paper's code does it."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from itertools import pairwise
+from typing import Any
+
+import graphs
+import torch
+from torch import Tensor
+
+from gossamer.graph import CSR, k_hop, k_hop_count, k_hop_pairs
+
+import harness
+
+CAPABILITY = "k-hop rewiring"
+
+
+@lru_cache
+def peptides() -> CSR:
+    return graphs.peptides(200)
+
+
+@lru_cache
+def large() -> CSR:
+    return graphs.rmat(14, 228_000)
+
+
+def size_of(graph: CSR, num_pairs: int) -> str:
+    return f"{graph.num_nodes} nodes, {graph.num_edges} edges, {num_pairs / 1e6:.3g} M pairs"
+
+
+def milliseconds(graph: CSR, max_hops: int) -> harness.Figure:
+    num_pairs = int(k_hop_count(graph, max_hops).sum())
+    time = harness.compare({"ours": lambda: k_hop(graph, max_hops)})["ours"]
+    return harness.Figure(1e3 * time.median, f"{size_of(graph, num_pairs)}, {time}")
+
+
+@harness.goal(CAPABILITY, "200 peptide-like graphs, K=10, shells from CSR", at_most=7.0, unit="ms")
+def peptides_10() -> harness.Figure:
+    return milliseconds(peptides(), 10)
+
+
+@harness.goal(CAPABILITY, "200 peptide-like graphs, K=20, shells from CSR", at_most=14.0, unit="ms")
+def peptides_20() -> harness.Figure:
+    return milliseconds(peptides(), 20)
+
+
+def scipy_matrix(graph: CSR) -> Any:
+    try:
+        import scipy.sparse
+    except ImportError as error:
+        raise harness.NotHere("scipy is not installed") from error
+    ones = torch.ones(graph.num_edges).numpy()
+    return scipy.sparse.csr_matrix((ones, graph.col.numpy(), graph.rowptr.numpy()), (graph.num_nodes,) * 2)
+
+
+def scipy_pairs(matrices: list[Any], max_hops: int) -> list[Any]:
+    """Distances of every graph by one breadth-first search per source, then the pairs with their hops."""
+    from scipy.sparse.csgraph import dijkstra
+
+    pairs = []
+    for matrix in matrices:
+        distance = dijkstra(matrix, unweighted=True, limit=max_hops)
+        source, target = ((distance > 0) & (distance <= max_hops)).nonzero()
+        pairs.append((source, target, distance[source, target]))
+    return pairs
+
+
+def blocks_of(graph: CSR) -> list[tuple[int, int]]:
+    bounds = torch.ops.gossamer.diagonal_blocks(graph.rowptr, graph.col).tolist()
+    return list(pairwise(bounds))
+
+
+def against_scipy(max_hops: int) -> harness.Figure:
+    whole = scipy_matrix(peptides())
+    matrices = [whole[begin:end, begin:end] for begin, end in blocks_of(peptides())]
+    num_pairs = sum(len(pairs[0]) for pairs in scipy_pairs(matrices, max_hops))
+    assert num_pairs == int(k_hop_count(peptides(), max_hops).sum())
+    times = harness.compare(
+        {"ours": lambda: k_hop(peptides(), max_hops), "scipy": lambda: scipy_pairs(matrices, max_hops)}
+    )
+    return times.figure("scipy", "ours", size_of(peptides(), num_pairs))
+
+
+@harness.goal(
+    CAPABILITY, "200 peptide-like graphs, K=10, against scipy dijkstra(unweighted, limit=K) per graph", at_least=8.0
+)
+def scipy_10() -> harness.Figure:
+    return against_scipy(10)
+
+
+@harness.goal(
+    CAPABILITY, "200 peptide-like graphs, K=20, against scipy dijkstra(unweighted, limit=K) per graph", at_least=6.0
+)
+def scipy_20() -> harness.Figure:
+    return against_scipy(20)
+
+
+def paper_shells(edges: Tensor, max_hops: int) -> list[Tensor]:
+    """The preprocessing of the paper's code: powers of the adjacency [1, N, N], each with its diagonal cleared entry by
+    entry, minus all earlier hops, all of them dense and kept."""
+    from torch_geometric.utils import dense_to_sparse, to_dense_adj
+
+    power = to_dense_adj(edges).float()
+    adjacency, hops, shells = power.to_sparse(), [power], [edges]
+    for _ in range(1, max_hops):
+        power = torch.bmm(adjacency, power)
+        for node in range(power.shape[-1]):
+            power[0, node, node] = 0
+        power = (power > 0).float()
+        for earlier in hops:
+            power -= earlier
+        power = (power > 0).float()
+        shells.append(dense_to_sparse(power)[0])
+        hops.append(power)
+    return shells
+
+
+def against_paper(max_hops: int) -> harness.Figure:
+    small = []
+    for begin, end in blocks_of(peptides()):
+        rows = slice(int(peptides().rowptr[begin]), int(peptides().rowptr[end]))
+        small.append(torch.stack([peptides().col[rows].long(), peptides()._rows[rows]]).unique(dim=1) - begin)
+
+    def theirs() -> int:
+        return sum(hop.shape[1] for edges in small for hop in paper_shells(edges, max_hops))
+
+    num_pairs = theirs()
+    assert num_pairs == int(k_hop_count(peptides(), max_hops).sum())
+    times = harness.compare(
+        {"ours": lambda: k_hop(peptides(), max_hops), "paper": theirs}, warmup=0, repeats=5, max_seconds=40
+    )
+    return times.figure("paper", "ours", size_of(peptides(), num_pairs))
+
+
+@harness.goal(CAPABILITY, "200 peptide-like graphs, K=10, against the paper's dense powers", at_least=225.0)
+def paper_10() -> harness.Figure:
+    return against_paper(10)
+
+
+@harness.goal(CAPABILITY, "200 peptide-like graphs, K=20, against the paper's dense powers", at_least=300.0)
+def paper_20() -> harness.Figure:
+    return against_paper(20)
+
+
+@harness.goal(CAPABILITY, "one R-MAT graph, 16 k nodes, 228 k edges, K=3, counting", at_most=0.05, unit="s")
+def large_count() -> harness.Figure:
+    time = harness.compare({"ours": lambda: k_hop_count(large(), 3)})["ours"]
+    return harness.Figure(time.median, f"{size_of(large(), int(k_hop_count(large(), 3).sum()))}, {time}")
+
+
+@harness.goal(CAPABILITY, "one R-MAT graph, 16 k nodes, 228 k edges, K=3, counting and emitting", at_most=0.4, unit="s")
+def large_emit() -> harness.Figure:
+    time = harness.compare({"ours": lambda: k_hop(large(), 3)}, repeats=10)["ours"]
+    return harness.Figure(time.median, f"{size_of(large(), int(k_hop_count(large(), 3).sum()))}, {time}")
+
+
+@harness.goal(
+    CAPABILITY, "random graphs that differ from scipy or networkx in any pair", at_most=0, unit="graphs", slow=True
+)
+def exact_on_10000() -> harness.Figure:
+    import networkx
+    import scipy.sparse
+    from scipy.sparse.csgraph import dijkstra
+
+    wrong, num_graphs = 0, 10_000
+    for seed in range(num_graphs):
+        edges, num_nodes = graphs.random_graph(seed)
+        max_hops, directed = 1 + seed % 7, seed % 2 == 0
+        pairs, hops = k_hop_pairs(CSR.from_edge_index(edges, num_nodes), max_hops, directed=directed)
+        ours = {(s, t, h) for s, t, h in zip(*pairs.tolist(), hops.tolist())}
+        matrix = scipy.sparse.coo_matrix((torch.ones(edges.shape[1]).numpy(), edges.numpy()), (num_nodes,) * 2)
+        distance = dijkstra(matrix.tocsr(), directed=directed, unweighted=True, limit=max_hops).tolist()
+        theirs = {(s, t, d) for s, row in enumerate(distance) for t, d in enumerate(row) if 0 < d <= max_hops}
+        graph = (networkx.MultiDiGraph if directed else networkx.MultiGraph)(edges.T.tolist())
+        lengths = networkx.all_pairs_shortest_path_length(graph, cutoff=max_hops)
+        others = {(s, t, d) for s, found in lengths for t, d in found.items() if d > 0}
+        wrong += not ours == theirs == others
+    return harness.Figure(wrong, f"{num_graphs} graphs, directed and undirected, K = 1..7")
+
+
+if __name__ == "__main__":
+    harness.main()

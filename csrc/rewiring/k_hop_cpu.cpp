@@ -1,0 +1,211 @@
+#include "rewiring/search.h"
+
+#define GOSSAMER_KERNEL "rewiring/k_hop.h"
+#include "common/foreach_isa.h"
+#include "common/tensor.h"
+
+#include <atomic>
+#include <cstdlib>
+#include <memory>
+#include <utility>
+#include <vector>
+
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
+namespace gossamer {
+namespace {
+
+constexpr int64_t kSmallBlockNodes = 4096;  // a block up to here is searched by one thread, a larger one by all
+constexpr int64_t kGrainBlocks = 8;
+constexpr int64_t kGrainNodes = 512;
+
+// The three sets of every node of a block, on cache lines of their own.
+class Sets {
+ public:
+  explicit Sets(int64_t num_nodes)
+      : size_(num_nodes * kSetWords),
+        words_(static_cast<uint64_t*>(std::aligned_alloc(64, 3 * size_ * sizeof(uint64_t))), &std::free) {
+    GOSSAMER_CHECK(words_ != nullptr, "k_hop: no memory for the search of a block of ", num_nodes, " nodes");
+  }
+  template <typename index_t>
+  void bind(Search<index_t>& search) const {
+    search.visited = words_.get();
+    search.frontier = words_.get() + size_;
+    search.fresh = words_.get() + 2 * size_;
+  }
+
+ private:
+  int64_t size_;
+  std::unique_ptr<uint64_t, decltype(&std::free)> words_;
+};
+
+// Runs the passes of one block. `start(search)` and `level(search, hop)` work on all its nodes; the second returns
+// whether the level found anything.
+template <typename index_t, typename Start, typename Level>
+void search_block(Search<index_t>& search, int64_t max_hops, const Start& start, const Level& level) {
+  for (int64_t source = 0; source < search.num_nodes; source += kSetSources) {
+    search.first_source = search.first_node + source;
+    search.num_sources = std::min(kSetSources, search.num_nodes - source);
+    start(search);
+    for (int64_t hop = 0; hop < max_hops && level(search, hop); ++hop) std::swap(search.frontier, search.fresh);
+  }
+}
+
+// Searches every block: small ones side by side, one thread each; in large ones all threads share the nodes of a level.
+// `level(search, hop, begin, end)` advances the nodes in [begin, end).
+template <typename index_t, typename Level>
+void search_blocks(const Tensor& rowptr, const Tensor& col, const Tensor& blocks, int64_t max_hops,
+                   const Level& level) {
+  const int64_t* bounds = blocks.const_data_ptr<int64_t>();
+  const int64_t num_blocks = blocks.size(0) - 1;
+  const auto start = GOSSAMER_SELECT_ISA(start_search<index_t>);
+  const Search<index_t> graph{rowptr.const_data_ptr<int64_t>(), col.const_data_ptr<index_t>()};
+  torch::stable::parallel_for(0, num_blocks, kGrainBlocks, [&](int64_t begin, int64_t end) {
+    const Sets sets(kSmallBlockNodes);
+    for (int64_t b = begin; b < end; ++b) {
+      const int64_t first = bounds[b], last = bounds[b + 1];
+      if (last - first > kSmallBlockNodes) continue;
+      Search<index_t> search = graph;
+      search.first_node = first;
+      search.num_nodes = last - first;
+      sets.bind(search);
+      search_block(
+          search, max_hops, [&](const auto& s) { start(s, first, last); },
+          [&](const auto& s, int64_t hop) { return level(s, hop, first, last); });
+    }
+  });
+  for (int64_t b = 0; b < num_blocks; ++b) {
+    const int64_t first = bounds[b], last = bounds[b + 1];
+    if (last - first <= kSmallBlockNodes) continue;
+    const Sets sets(last - first);
+    Search<index_t> search = graph;
+    search.first_node = first;
+    search.num_nodes = last - first;
+    sets.bind(search);
+    const auto start_all = [&](const auto& s) {
+      torch::stable::parallel_for(first, last, kGrainNodes, [&](int64_t begin, int64_t end) { start(s, begin, end); });
+    };
+    const auto level_all = [&](const auto& s, int64_t hop) {
+      std::atomic<bool> any = false;
+      torch::stable::parallel_for(first, last, kGrainNodes, [&](int64_t begin, int64_t end) {
+        if (level(s, hop, begin, end)) any = true;
+      });
+      return any.load();
+    };
+    search_block(search, max_hops, start_all, level_all);
+  }
+}
+
+// Asks for huge pages under a large result: its first touch costs as much as the search otherwise.
+void prefer_huge_pages(const Tensor& tensor, size_t num_bytes) {
+#if defined(__linux__)
+  constexpr uintptr_t kHugePage = 1 << 21;
+  const auto begin = (reinterpret_cast<uintptr_t>(tensor.data_ptr()) + kHugePage - 1) & ~(kHugePage - 1);
+  const auto end = (reinterpret_cast<uintptr_t>(tensor.data_ptr()) + num_bytes) & ~(kHugePage - 1);
+  if (begin < end) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);  // a hint: failure is harmless
+#endif
+}
+
+void check_graph(const Tensor& rowptr, const Tensor& col, const char* function) {
+  GOSSAMER_CHECK(
+      rowptr.dim() == 1 && rowptr.size(0) >= 1 && rowptr.is_contiguous() && rowptr.scalar_type() == ScalarType::Long,
+      function, ": rowptr must be a contiguous int64 vector with at least one element");
+  GOSSAMER_CHECK(col.dim() == 1 && col.is_contiguous() &&
+                     (col.scalar_type() == ScalarType::Int || col.scalar_type() == ScalarType::Long),
+                 function, ": col must be a contiguous int32 or int64 vector");
+  GOSSAMER_CHECK(rowptr.size(0) <= std::numeric_limits<int32_t>::max(), function, ": too many nodes for 32-bit ids");
+}
+
+template <typename F>
+void dispatch_index(const Tensor& col, const F& f) {
+  col.scalar_type() == ScalarType::Int ? f(int32_t{}) : f(int64_t{});
+}
+
+// Bounds [num_blocks + 1] of the finest cut of the nodes into ranges that no edge crosses. Reads every edge, so here is
+// where a malformed graph is found out.
+Tensor diagonal_blocks_cpu(const Tensor& rowptr, const Tensor& col) {
+  check_graph(rowptr, col, "diagonal_blocks");
+  const int64_t num_nodes = rowptr.size(0) - 1;
+  const int64_t* ptr = rowptr.const_data_ptr<int64_t>();
+  GOSSAMER_CHECK(ptr[0] == 0 && ptr[num_nodes] == col.numel(), "diagonal_blocks: rowptr must go from 0 to ",
+                 col.numel());
+  std::vector<int64_t> lowest(num_nodes + 1, num_nodes);  // the smallest node that row v or a later one touches
+  std::vector<int64_t> highest(num_nodes);
+  dispatch_index(col, [&](auto index) {
+    const auto* ids = col.const_data_ptr<decltype(index)>();
+    for (int64_t v = 0; v < num_nodes; ++v) {
+      GOSSAMER_CHECK(ptr[v] <= ptr[v + 1] && ptr[v + 1] <= col.numel(),
+                     "diagonal_blocks: rowptr must ascend, but not at ", v);
+      int64_t low = v, high = v;
+      for (int64_t e = ptr[v]; e < ptr[v + 1]; ++e) {
+        low = std::min<int64_t>(low, ids[e]);
+        high = std::max<int64_t>(high, ids[e]);
+      }
+      GOSSAMER_CHECK(low >= 0 && high < num_nodes, "k_hop: node ids must be in [0, ", num_nodes, "), got ",
+                     low < 0 ? low : high);
+      lowest[v] = low;
+      highest[v] = high;
+    }
+  });
+  for (int64_t v = num_nodes - 1; v >= 0; --v) lowest[v] = std::min(lowest[v], lowest[v + 1]);
+  std::vector<int64_t> bounds = {0};
+  for (int64_t v = 0, high = -1; v < num_nodes; ++v) {
+    high = std::max(high, highest[v]);
+    if (high == v && lowest[v + 1] > v) bounds.push_back(v + 1);
+  }
+  Tensor blocks = torch::stable::new_empty(rowptr, {static_cast<int64_t>(bounds.size())});
+  std::copy(bounds.begin(), bounds.end(), blocks.mutable_data_ptr<int64_t>());
+  return blocks;
+}
+
+Tensor k_hop_count_cpu(const Tensor& rowptr, const Tensor& col, const Tensor& blocks, int64_t max_hops) {
+  check_graph(rowptr, col, "k_hop_count");
+  const int64_t num_nodes = rowptr.size(0) - 1;
+  Tensor counts = torch::stable::new_zeros(rowptr, {max_hops, num_nodes}, ScalarType::Int);
+  int32_t* data = counts.mutable_data_ptr<int32_t>();
+  dispatch_index(col, [&](auto index) {
+    using index_t = decltype(index);
+    const auto count = GOSSAMER_SELECT_ISA(count_level<index_t>);
+    const auto level = [=](const auto& search, int64_t hop, int64_t begin, int64_t end) {
+      return count(search, data + hop * num_nodes, begin, end);
+    };
+    search_blocks<index_t>(rowptr, col, blocks, max_hops, level);
+  });
+  return counts;
+}
+
+// The sources at distance k from node i, in row (k - 1) * num_nodes + i of one matrix [max_hops * num_nodes,
+// num_pairs]: its columns. Slot r + 1 of its row pointers comes in as the start of row r; appending sources moves it to
+// the end of row r, where row pointers have it.
+Tensor k_hop_cpu(const Tensor& rowptr, const Tensor& col, const Tensor& blocks, Tensor shell_rowptr,
+                 int64_t num_pairs) {
+  check_graph(rowptr, col, "k_hop");
+  GOSSAMER_CHECK_TENSOR(shell_rowptr, 1, "k_hop");
+  Tensor shell_col = torch::stable::new_empty(rowptr, {num_pairs}, ScalarType::Int);
+  const int64_t num_nodes = rowptr.size(0) - 1;
+  if (num_pairs == 0) return shell_col;
+  prefer_huge_pages(shell_col, num_pairs * sizeof(int32_t));
+  int64_t* ends = shell_rowptr.mutable_data_ptr<int64_t>() + 1;
+  int32_t* pairs = shell_col.mutable_data_ptr<int32_t>();
+  dispatch_index(col, [&](auto index) {
+    using index_t = decltype(index);
+    const auto emit = GOSSAMER_SELECT_ISA(emit_level<index_t>);
+    const auto level = [&](const auto& search, int64_t hop, int64_t begin, int64_t end) {
+      return emit(search, ends + hop * num_nodes, pairs, begin, end);
+    };
+    search_blocks<index_t>(rowptr, col, blocks, (shell_rowptr.size(0) - 1) / num_nodes, level);
+  });
+  return shell_col;
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(gossamer, CPU, m) {
+  m.impl("diagonal_blocks", TORCH_BOX(&diagonal_blocks_cpu));
+  m.impl("k_hop_count", TORCH_BOX(&k_hop_count_cpu));
+  m.impl("k_hop", TORCH_BOX(&k_hop_cpu));
+}
+
+}  // namespace gossamer
