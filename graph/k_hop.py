@@ -89,7 +89,7 @@ def k_hop_pairs(
 
 
 def _shell(num_nodes: int, rowptr: Tensor, col: Tensor, k: int, begin: int, end: int) -> CSR:
-    return CSR(rowptr[k * num_nodes : (k + 1) * num_nodes + 1] - begin, col[begin:end], num_nodes=num_nodes)
+    return CSR._trusted(rowptr[k * num_nodes : (k + 1) * num_nodes + 1] - begin, col[begin:end], num_nodes)
 
 
 def _prepare(function: str, graph: CSR, max_hops: int, directed: bool) -> tuple[CSR, Tensor]:
