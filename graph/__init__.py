@@ -1,5 +1,7 @@
 """Graphs: structure, aggregation, layers, sampling and rewiring."""
 
+from typing import TYPE_CHECKING, Any
+
 import gossamer  # noqa: F401  (loads the operators)
 from gossamer.graph.aggregate import aggregate, gcn_aggregate
 from gossamer.graph.csr import CSR
@@ -31,3 +33,15 @@ __all__ = [
     "SampledSubgraph", "neighbor_sample",
     "k_hop", "k_hop_count", "k_hop_pairs",
 ]  # fmt: skip
+
+if TYPE_CHECKING:
+    from gossamer.graph.pyg_sampler import NeighborSampler as NeighborSampler
+
+
+def __getattr__(name: str) -> Any:
+    """NeighborSampler is a class of PyG's kind: PyG is imported when it is asked for."""
+    if name == "NeighborSampler":
+        from gossamer.graph.pyg_sampler import NeighborSampler
+
+        return NeighborSampler
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
