@@ -182,10 +182,8 @@ def _(rowptr: Tensor, weight: Tensor) -> Tensor:
 
 
 @torch.library.register_fake("gossamer::neighbor_sample")
-def _(
-    rowptr, col, weight, alias, cumulative, time, source_type, target_type, num_nodes, seeds, seed_time, fanouts, seed,
-    replace, temporal, window, disjoint, table,
-):  # fmt: skip
+def _(rowptr: list[Tensor], *arguments: Any) -> list[Tensor]:
+    num_nodes, fanouts, disjoint = arguments[7], arguments[10], arguments[15]
     context = torch.library.get_ctx()
     node = [rowptr[0].new_empty(context.new_dynamic_size()) for _ in num_nodes]
     out = [torch.empty_like(n) for n in node for _ in range(1 + disjoint)]
