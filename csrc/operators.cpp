@@ -20,7 +20,18 @@ STABLE_TORCH_LIBRARY(gossamer, m) {
   m.def(
       "aggregate(Tensor x, Tensor rowptr, Tensor col, Tensor? weight, Tensor? edge_ids, Tensor? row_scale, "
       "Tensor? col_scale, bool self_loops, int row_offset, Tensor? residual, float alpha, Tensor? rowptr_t, "
-      "Tensor? col_t, Tensor? edge_ids_t) -> Tensor");
+      "Tensor? col_t, Tensor? edge_ids_t, Tensor? weight_t=None) -> Tensor");
+  m.def(
+      "sddmm(Tensor a, Tensor b, Tensor rowptr, Tensor col, Tensor? edge_ids, Tensor? row_scale, Tensor? col_scale, "
+      "float factor, Tensor? rowptr_t=None, Tensor? col_t=None, Tensor? edge_ids_t=None) -> Tensor");
+  m.def(
+      "extremum(Tensor x, Tensor rowptr, Tensor col, Tensor? weight, bool minimum, Tensor? rowptr_t, Tensor? col_t, "
+      "Tensor? edge_ids_t) -> (Tensor, Tensor)");
+  m.def(
+      "extremum_backward(Tensor grad, Tensor arg, Tensor rowptr, Tensor? weight, Tensor rowptr_t, Tensor col_t, "
+      "Tensor edge_ids_t) -> Tensor");
+  m.def("extremum_backward_weight(Tensor grad, Tensor arg, Tensor x, Tensor rowptr, Tensor col) -> Tensor");
+  m.def("stable_order(Tensor keys, int num_keys) -> (Tensor, Tensor)");
 
   // elementwise: dropout keyed by (seed, step, node id, feature)
   m.def("node_dropout(Tensor x, float p, int seed, int step, Tensor? node_ids, int first_row) -> Tensor");

@@ -97,3 +97,29 @@ def k_hop(rowptr: Tensor, col: Tensor, max_hops: int) -> list[Tensor]:
         shells.append((adjacency @ last > 0) & ~seen)
         seen, last = seen | shells[-1], shells[-1].float()
     return shells
+
+
+def aggregate(rowptr: Tensor, col: Tensor, weight: Tensor | None, x: Tensor, reduce: str = "sum") -> Tensor:
+    messages = x.double()[col.long()]  # [num_edges, F]
+    if weight is not None:
+        messages = messages * weight.double()[:, None]
+    out = []
+    for begin, end in zip(rowptr.tolist()[:-1], rowptr.tolist()[1:]):
+        row = messages[begin:end]
+        if begin == end:
+            out.append(x.new_zeros(x.shape[1], dtype=torch.float64))
+        elif reduce in ("sum", "mean"):
+            out.append(row.sum(0) if reduce == "sum" else row.mean(0))
+        else:
+            out.append((row.max(0) if reduce == "max" else row.min(0)).values)
+    return torch.stack(out) if out else x.double()
+
+
+def gcn_aggregate(rowptr: Tensor, col: Tensor, weight: Tensor | None, x: Tensor) -> Tensor:
+    edges = torch.ones_like(col, dtype=torch.float64) if weight is None else weight.double()
+    num_nodes = x.shape[0]
+    rows = torch.arange(num_nodes, device=col.device).repeat_interleave(rowptr.diff())
+    matrix = torch.eye(num_nodes, dtype=torch.float64, device=col.device)
+    matrix = matrix.index_put((rows, col.long()), edges, accumulate=True)  # A + I
+    scale = matrix.sum(1).rsqrt()
+    return scale[:, None] * (matrix @ (scale[:, None] * x.double()))

@@ -1,78 +1,85 @@
-// out[i] = (1 - alpha) * row_scale[i] * (sum_e weight[edge(e)] * col_scale[col[e]] * x[col[e]] + loop(i)) + alpha * residual[i]
-// for rows i in [begin, end) and edges rowptr[i] <= e < rowptr[i + 1], with edge(e) = edge_ids[e] (e where null) and
-// loop(i) = col_scale[i + row_offset] * x[i + row_offset] where self_loops is set.
-//   x [num_sources, num_features], rowptr [num_rows + 1], col [num_edges], out and residual [num_rows, num_features]
-//   weight, row_scale, col_scale and residual may be null: 1, 1, 1 and 0.
-template <typename scalar_t>
-struct AggregateArgs {
-  using acc_t = typename Simd<scalar_t>::acc_t;
-  const scalar_t* x;
-  const int64_t* rowptr;
-  const acc_t* weight;
-  const int64_t* edge_ids;
-  const acc_t* row_scale;
-  const acc_t* col_scale;
-  const scalar_t* residual;
-  acc_t alpha;
-  bool self_loops;
-  int64_t row_offset;
-  int64_t num_features;
-};
+// aggregate for rows [begin, end); AggregateArgs says what it computes.
 
-// One row, features [f, f + kVectors * lanes).
-template <int kVectors, typename scalar_t, typename index_t>
-inline void aggregate_block(const AggregateArgs<scalar_t>& args, const index_t* col, scalar_t* out, int64_t row, int64_t f) {
-  using S = Simd<scalar_t>;
-  using acc_t = typename S::acc_t;
-  typename S::Vector sum[kVectors] = {};
-  const auto add = [&](int64_t source, acc_t scale) {
-    const scalar_t* p = args.x + source * args.num_features + f;
-    for (int v = 0; v < kVectors; ++v) sum[v] += scale * S::load(p + v * S::kLanes);
+// Source rows are asked for ahead, across row ends: about as many bytes as half of the first-level cache keeps until
+// use.
+constexpr int64_t kPrefetchBytes = 12 << 10;
+// As many sums as the register file holds: wide rows then pass over their edges once.
+constexpr int kMaxVectors = GOSSAMER_VECTOR_BYTES == 64 ? 16 : 8;
+
+// One row, features [f, f + width) with width = kRegisters registers, or `count` features of one register if kPartial.
+template <int kRegisters, bool kPartial, typename scalar_t, typename index_t>
+inline void aggregate_block(const AggregateArgs<scalar_t, index_t>& args, int64_t row, int64_t f, int64_t count = 0) {
+  using W = Wide<scalar_t>;
+  using acc_t = typename W::acc_t;
+  constexpr int64_t kPrefetchEdges = std::clamp<int64_t>(kPrefetchBytes / (kRegisters * GOSSAMER_VECTOR_BYTES), 8, 64);
+  typename W::Vector sum[kRegisters][W::kParts] = {};
+  const auto load = [&](const scalar_t* p, int r, typename W::Vector* parts) __attribute__((always_inline)) {
+    if constexpr (kPartial) {
+      load_partial(p, count, parts);
+    } else {
+      W::load(p + r * W::kWidth, parts);
+    }
   };
+  const auto add = [&](int64_t source, acc_t scale) __attribute__((always_inline)) {
+    const scalar_t* p = args.x + source * args.num_features + f;
+    for (int r = 0; r < kRegisters; ++r) {
+      typename W::Vector value[W::kParts];
+      load(p, r, value);
+      for (int part = 0; part < W::kParts; ++part) sum[r][part] += scale * value[part];
+    }
+  };
+  const int64_t last = args.rowptr[args.num_rows] - 1;
   for (int64_t e = args.rowptr[row]; e < args.rowptr[row + 1]; ++e) {
-    const int64_t source = col[e];
-    acc_t scale = args.weight ? args.weight[args.edge_ids ? args.edge_ids[e] : e] : acc_t(1);
+    const int64_t ahead = std::min(e + kPrefetchEdges, last);
+    const scalar_t* next = args.x + args.col[ahead] * args.num_features + f;
+    for (int r = 0; r < kRegisters * GOSSAMER_VECTOR_BYTES; r += 64) {
+      __builtin_prefetch(reinterpret_cast<const char*>(next) + r);
+    }
+    acc_t scale = 1;
+    if (args.weight) {
+      if (args.edge_ids) __builtin_prefetch(args.weight + args.edge_ids[ahead]);
+      scale = args.weight[args.edge_ids ? args.edge_ids[e] : e];
+    }
+    const int64_t source = args.col[e];
     if (args.col_scale) scale *= args.col_scale[source];
     add(source, scale);
   }
-  if (args.self_loops) add(row + args.row_offset, args.col_scale ? args.col_scale[row + args.row_offset] : acc_t(1));
-  const acc_t scale = (1 - args.alpha) * (args.row_scale ? args.row_scale[row] : acc_t(1));
-  const int64_t base = row * args.num_features + f;
-  for (int v = 0; v < kVectors; ++v) {
-    sum[v] *= scale;
-    if (args.residual) sum[v] += args.alpha * S::load(args.residual + base + v * S::kLanes);
-    S::store(out + base + v * S::kLanes, sum[v]);
-  }
-}
-
-// One row, the features after the last whole vector.
-template <typename scalar_t, typename index_t>
-inline void aggregate_tail(const AggregateArgs<scalar_t>& args, const index_t* col, scalar_t* out, int64_t row, int64_t f) {
-  using acc_t = typename Simd<scalar_t>::acc_t;
-  acc_t sum = 0;
-  for (int64_t e = args.rowptr[row]; e < args.rowptr[row + 1]; ++e) {
-    const int64_t source = col[e];
-    acc_t scale = args.weight ? args.weight[args.edge_ids ? args.edge_ids[e] : e] : acc_t(1);
-    if (args.col_scale) scale *= args.col_scale[source];
-    sum += scale * static_cast<acc_t>(args.x[source * args.num_features + f]);
-  }
   if (args.self_loops) {
     const int64_t source = row + args.row_offset;
-    sum += (args.col_scale ? args.col_scale[source] : acc_t(1)) * static_cast<acc_t>(args.x[source * args.num_features + f]);
+    add(source, args.col_scale ? args.col_scale[source] : acc_t(1));
   }
-  sum *= (1 - args.alpha) * (args.row_scale ? args.row_scale[row] : acc_t(1));
-  const int64_t i = row * args.num_features + f;
-  if (args.residual) sum += args.alpha * static_cast<acc_t>(args.residual[i]);
-  out[i] = static_cast<scalar_t>(sum);
+  const acc_t factor = (1 - args.alpha) * (args.row_scale ? args.row_scale[row] : acc_t(1));
+  const int64_t base = row * args.num_features + f;
+  for (int r = 0; r < kRegisters; ++r) {
+    typename W::Vector residual[W::kParts] = {};
+    if (args.residual) load(args.residual + base, r, residual);
+    for (int part = 0; part < W::kParts; ++part) sum[r][part] = factor * sum[r][part] + args.alpha * residual[part];
+    if constexpr (kPartial) {
+      store_partial(args.out + base, count, sum[r]);
+    } else {
+      W::store(args.out + base + r * W::kWidth, sum[r]);
+    }
+  }
+}
+
+// Blocks of halving width; the last one is moved left to end with the row, so some features are computed twice, alike.
+template <int kRegisters, typename scalar_t, typename index_t>
+inline int64_t aggregate_blocks(const AggregateArgs<scalar_t, index_t>& args, int64_t row, int64_t f) {
+  constexpr int64_t width = kRegisters * Wide<scalar_t>::kWidth;
+  for (; f + width <= args.num_features; f += width) aggregate_block<kRegisters, false>(args, row, f);
+  if constexpr (kRegisters > 1) {
+    return aggregate_blocks<kRegisters / 2>(args, row, f);
+  } else {
+    if (f < args.num_features) aggregate_block<1, false>(args, row, args.num_features - width);
+    return args.num_features;
+  }
 }
 
 template <typename scalar_t, typename index_t>
-void aggregate(const AggregateArgs<scalar_t>& args, const index_t* col, scalar_t* out, int64_t begin, int64_t end) {
-  constexpr int64_t kLanes = Simd<scalar_t>::kLanes;
-  for (int64_t row = begin; row < end; ++row) {
-    int64_t f = 0;
-    for (; f + 4 * kLanes <= args.num_features; f += 4 * kLanes) aggregate_block<4>(args, col, out, row, f);
-    for (; f + kLanes <= args.num_features; f += kLanes) aggregate_block<1>(args, col, out, row, f);
-    for (; f < args.num_features; ++f) aggregate_tail(args, col, out, row, f);
+void aggregate(const AggregateArgs<scalar_t, index_t>& args, int64_t begin, int64_t end) {
+  if (args.num_features < Wide<scalar_t>::kWidth) {
+    for (int64_t row = begin; row < end; ++row) aggregate_block<1, true>(args, row, 0, args.num_features);
+  } else {
+    for (int64_t row = begin; row < end; ++row) aggregate_blocks<kMaxVectors / Wide<scalar_t>::kParts>(args, row, 0);
   }
 }
