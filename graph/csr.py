@@ -18,6 +18,7 @@ from gossamer.graph.csr_check import (
     checked_edge_index,
     checked_num_nodes,
 )
+from gossamer.graph.order import _stable_order
 
 __all__ = ["CSR"]
 
@@ -350,8 +351,3 @@ def _count_rows(rows: Tensor, num_nodes: int) -> Tensor:
     rowptr = torch.zeros(num_nodes + 1, dtype=torch.int64, device=rows.device)
     torch.cumsum(rows.bincount(minlength=num_nodes), 0, out=rowptr[1:])
     return rowptr
-
-
-def _stable_order(keys: Tensor, num_keys: int) -> tuple[Tensor, Tensor]:
-    """rowptr [num_keys + 1] and order [size]: key k stands at order[rowptr[k] : rowptr[k + 1]], as given."""
-    return _count_rows(keys, num_keys), keys.sort(stable=True).indices

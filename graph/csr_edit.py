@@ -7,7 +7,8 @@ import math
 import torch
 from torch import Tensor
 
-from gossamer.graph.csr import CSR, _count_rows, _select, _stable_order
+from gossamer.graph.csr import CSR, _count_rows, _select
+from gossamer.graph.order import _stable_order
 
 _REDUCTIONS = ("sum", "mean", "max", "min")
 
