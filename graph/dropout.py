@@ -94,12 +94,12 @@ def _check(function: str, x: Tensor, p: float, node_ids: Tensor | None) -> None:
 
 @torch.library.register_fake("gossamer::node_dropout")
 @torch.library.register_fake("gossamer::relu_dropout")
-def _(x, p, seed, step, node_ids, first_row):
+def _(x: Tensor, p: float, seed: int, step: int, node_ids: Tensor | None, first_row: int) -> Tensor:
     return torch.empty_like(x)
 
 
 @torch.library.register_fake("gossamer::relu_dropout_backward")
-def _(grad, out, p):
+def _(grad: Tensor, out: Tensor, p: float) -> Tensor:
     return torch.empty_like(grad)
 
 

@@ -47,7 +47,7 @@ class GraphSequential(nn.Sequential, GraphLayer):
     passes by.
     """
 
-    def forward(self, graph: Any, *state: Tensor) -> Tensor | State:  # type: ignore[override]
+    def forward(self, graph: Any, *state: Tensor) -> Tensor | State:
         for layer in self:
             if isinstance(layer, GraphLayer):
                 result = layer(graph, *state)

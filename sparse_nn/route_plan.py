@@ -135,7 +135,10 @@ class _user_errors:
 @torch.library.register_fake("gossamer::route_plan")
 def _(expert_ids: Tensor, num_experts: int, capacity: int) -> tuple[Tensor, Tensor, Tensor]:
     num_routes = expert_ids.shape[0] * expert_ids.shape[1]
-    return tuple(expert_ids.new_empty(n, dtype=torch.int32) for n in (num_routes, num_experts + 1, num_routes))
+    order, offsets, inverse = (
+        expert_ids.new_empty(n, dtype=torch.int32) for n in (num_routes, num_experts + 1, num_routes)
+    )
+    return order, offsets, inverse
 
 
 @torch.library.register_fake("gossamer::hash_plan")

@@ -57,9 +57,9 @@ inline Isa current_isa() {
     GOSSAMER_DISPATCH_ISA(FUNCTION, __VA_ARGS__);                  \
   }
 // The same function as a pointer, for kernels that are called too often to choose again at every call.
-#define GOSSAMER_SELECT_ISA(FUNCTION)                                                     \
-  (::gossamer::current_isa() >= ::gossamer::Isa::kAvx512 ? &::gossamer::avx512::FUNCTION  \
-   : ::gossamer::current_isa() == ::gossamer::Isa::kAvx2 ? &::gossamer::avx2::FUNCTION    \
+#define GOSSAMER_SELECT_ISA(FUNCTION)                                                    \
+  (::gossamer::current_isa() >= ::gossamer::Isa::kAvx512 ? &::gossamer::avx512::FUNCTION \
+   : ::gossamer::current_isa() == ::gossamer::Isa::kAvx2 ? &::gossamer::avx2::FUNCTION   \
                                                          : &::gossamer::scalar::FUNCTION)
 #else
 #define GOSSAMER_DISPATCH_ISA(FUNCTION, ...) ::gossamer::scalar::FUNCTION(__VA_ARGS__)
