@@ -15,6 +15,12 @@ STABLE_TORCH_LIBRARY(gossamer, m) {
   m.def("dispatch(Tensor x, Tensor order, Tensor inverse, int k) -> Tensor");
   m.def("combine(Tensor y, Tensor inverse, Tensor? gates, int k) -> Tensor");
   m.def("combine_backward(Tensor grad, Tensor y, Tensor inverse, Tensor? gates) -> (Tensor, Tensor)");
+  m.def(
+      "expert_mlp(Tensor x, Tensor order, Tensor offsets, Tensor? gates, Tensor w_in, Tensor w_out, int k, "
+      "str activation, bool save_hidden) -> (Tensor, Tensor)");
+  m.def(
+      "expert_mlp_backward(Tensor grad, Tensor x, Tensor order, Tensor offsets, Tensor? gates, Tensor w_in, "
+      "Tensor w_out, Tensor hidden, int k, str activation, bool weights) -> (Tensor, Tensor, Tensor, Tensor)");
 
   // segment: sums over the in-neighbours of a CSR graph
   m.def(

@@ -2,6 +2,7 @@
 
 import gossamer  # noqa: F401  (loads the operators)
 from gossamer.sparse_nn.dispatch import combine, dispatch
+from gossamer.sparse_nn.expert_mlp import expert_mlp
 from gossamer.sparse_nn.hash_tables import (
     LoadBalance,
     balanced_table,
@@ -31,5 +32,5 @@ __all__ = [
     # the route plan
     "RoutePlan", "hash_plan",
     # rows to experts and back
-    "dispatch", "combine",
+    "dispatch", "combine", "expert_mlp",
 ]  # fmt: skip

@@ -1,0 +1,46 @@
+// What the expert kernels of all instruction sets are called with. Rows of experts stand in the order of the route
+// plan: expert e owns positions [offsets[e], offsets[e + 1]) of order, and position p belongs to token order[p] / k.
+#pragma once
+
+#include <cstdint>
+#include <type_traits>
+
+namespace gossamer {
+
+enum class Activation { kRelu, kGelu, kSwiglu };
+
+template <typename scalar_t>
+struct ExpertArgs {
+  using acc_t = std::conditional_t<std::is_same_v<scalar_t, double>, double, float>;
+
+  const scalar_t* x;       // [num_tokens, d_model]
+  const int32_t* order;    // [num_routes]
+  const int32_t* offsets;  // [num_experts + 1]
+  const acc_t* gates;      // [num_tokens, k], or null: ones
+  const scalar_t* w_in;    // [num_experts, d_hidden, d_model]; d_hidden is 2 d_ff for swiglu (gates first), else d_ff
+  const scalar_t* w_out;   // [num_experts, d_model, d_ff]
+  scalar_t* hidden;        // [num_routes, d_hidden], before the activation; null in a forward that saves nothing
+  scalar_t* activated;     // [num_routes, d_ff], after it; in backward times the gate
+  acc_t* sums;             // [num_tokens, d_model], starting at zero: the output, or the gradient of x
+  scalar_t* out;           // [num_tokens, d_model], sums rounded
+  int64_t num_tokens;
+  int64_t num_experts;
+  int64_t d_model;
+  int64_t d_ff;
+  int32_t k;
+  Activation activation;
+
+  // Backward only.
+  const scalar_t* grad;   // [num_tokens, d_model], of the output
+  scalar_t* grad_hidden;  // [num_routes, d_hidden]
+  acc_t* gate_parts;      // [num_routes, num_panels], parts of the gates' gradients by panel of d_ff; may be null
+  int64_t num_panels;
+  scalar_t* grad_w_in;
+  scalar_t* grad_w_out;
+
+  int64_t d_hidden() const { return activation == Activation::kSwiglu ? 2 * d_ff : d_ff; }
+  int64_t token(int64_t position) const { return order[position] / k; }
+  acc_t gate(int64_t position) const { return gates ? gates[order[position]] : acc_t(1); }
+};
+
+}  // namespace gossamer

@@ -1,0 +1,5 @@
+#include "moe/activation.h"
+#include "moe/dot_tile.h"
+#include "moe/expert_mlp.h"
+#include "moe/outer_tile.h"
+#include "moe/expert_mlp_backward.h"

@@ -1,0 +1,3 @@
+#include "moe/activation.h"
+#include "moe/dot_tile.h"
+#include "moe/expert_mlp.h"
