@@ -5,6 +5,8 @@ import copy
 import pytest
 import torch
 from torch import nn
+from torch.autograd import gradcheck
+from torch.func import functional_call
 from torch.utils.checkpoint import checkpoint
 
 from gossamer.graph import (
@@ -86,6 +88,25 @@ def test_gcn2_conv_equals_pyg(layer):
     assert_same_values_and_gradients(
         ours, theirs, inputs, lambda m, x, x_0: m(graph, x, x_0)[0], lambda m, x, x_0: m(x, x_0, edges)
     )
+
+
+@pytest.mark.parametrize("name", ["GCNConv", "SAGEConv", "GCN2Conv", "ResidualBlock"])
+def test_gradients_in_float64(name):
+    layer = {
+        "GCNConv": GCNConv(4, 3),
+        "SAGEConv": SAGEConv(4, 3),
+        "GCN2Conv": GCN2Conv(4, layer=2),
+        "ResidualBlock": ResidualBlock(SAGEConv(4, 4), 4, dropout=0.3),
+    }[name].double()
+    graph = View(random_graph(), torch.arange(NUM_NODES), step=0)
+    state = [features(4, torch.float64).requires_grad_() for _ in range(1 + (name == "GCN2Conv"))]
+    parameters = dict(layer.named_parameters())
+
+    def call(*tensors):
+        weights = dict(zip(parameters, tensors[len(state) :]))
+        return functional_call(layer, weights, (graph, *tensors[: len(state)]))
+
+    assert gradcheck(call, (*state, *parameters.values()), fast_mode=True)
 
 
 def test_residual_block_equals_pyg_deep_gcn_layer():
