@@ -1,1 +1,35 @@
-__all__: list[str] = []
+"""Pipelined training of deep graph networks over workers, with DeepSpeed as the distributed engine."""
+
+from gossamer.distributed import schedule
+from gossamer.distributed.backend import init_distributed
+from gossamer.distributed.checkpoint import find_latest
+from gossamer.distributed.channel import WorkerLost
+from gossamer.distributed.config import PipelineConfig, load_config
+from gossamer.distributed.counters import Counters
+from gossamer.distributed.engine import EpochReport, Evaluation, PipelineEngine, initialize
+from gossamer.distributed.launcher import is_worker, launch
+from gossamer.distributed.schedule import gnnpipe, gpipe, naive, one_f_one_b, simulate
+from gossamer.distributed.stages import layers_of, plan_stages
+
+__all__ = [
+    "initialize",
+    "init_distributed",
+    "launch",
+    "is_worker",
+    "PipelineEngine",
+    "PipelineConfig",
+    "load_config",
+    "layers_of",
+    "plan_stages",
+    "EpochReport",
+    "Evaluation",
+    "Counters",
+    "WorkerLost",
+    "find_latest",
+    "schedule",
+    "naive",
+    "gpipe",
+    "one_f_one_b",
+    "gnnpipe",
+    "simulate",
+]

@@ -1,0 +1,98 @@
+"""A pipelined training run for the benchmarks: every worker runs it, worker 0 writes what it saw.
+
+    python benchmarks/pipeline_job.py SPEC.json        (alone, or under the deepspeed launcher)
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+
+from gossamer import distributed, graph
+from gossamer.graph import CSR
+from gossamer.graph.datasets import load_dataset
+from graphs import rmat
+
+MODELS = {"gcnii": graph.GCNII, "gcn": graph.GCN, "graphsage": graph.GraphSAGE, "resgcn": graph.ResGCN}
+
+
+@dataclass(frozen=True)
+class Spec:
+    """What to train; ``dataset`` is a name of load_dataset or "rmat" with ``scale`` and ``num_pairs``."""
+
+    dataset: str = "rmat"
+    scale: int = 14
+    num_pairs: int = 120_000
+    split: int = 0
+    model: str = "gcnii"
+    num_layers: int = 32
+    hidden: int = 64
+    dropout: float = 0.5
+    epochs: int = 3
+    evaluate_every: int = 0
+    seed: int = 0
+    config: dict[str, Any] = field(default_factory=dict)
+    output: str = ""
+
+
+def load(spec: Spec) -> tuple[CSR, dict[str, Any], int]:
+    """Graph, node data as ``initialize`` takes it, and the number of classes."""
+    if spec.dataset != "rmat":
+        data = load_dataset(spec.dataset)
+        masks = data.masks(spec.split)
+        return data.graph, {"features": data.features, "labels": data.labels, "masks": masks}, data.num_classes
+    structure = CSR.from_edge_index(rmat(spec.scale, spec.num_pairs), 2**spec.scale)
+    generator = torch.Generator().manual_seed(0)
+    features = torch.randn(structure.num_nodes, spec.hidden, generator=generator)
+    labels = torch.randint(0, 16, (structure.num_nodes,), generator=generator)
+    train = torch.rand(structure.num_nodes, generator=generator) < 0.6
+    return structure, {"features": features, "labels": labels, "masks": {"train": train, "test": ~train}}, 16
+
+
+def build(spec: Spec, num_features: int, num_classes: int) -> torch.nn.Module:
+    """The model, equal on every worker."""
+    torch.manual_seed(spec.seed)
+    return MODELS[spec.model](
+        num_features, spec.hidden, num_classes, spec.num_layers, dropout=spec.dropout, seed=spec.seed
+    )
+
+
+def run(spec: Spec) -> dict[str, Any]:
+    """Train and return losses, seconds, bytes and evaluations."""
+    torch.set_num_threads(1)
+    device = distributed.init_distributed("cpu")
+    structure, data, num_classes = load(spec)
+    model = build(spec, data["features"].shape[1], num_classes)
+    engine = distributed.initialize(model, structure, **data, config=spec.config, device=device)
+    reports, evaluations = [], []
+    for _ in range(spec.epochs):
+        reports.append(engine.train_epoch())
+        if spec.evaluate_every and engine.epoch % spec.evaluate_every == 0:
+            evaluations.append(asdict(engine.evaluate()) | {"epoch": engine.epoch})
+    return {
+        "rank": engine.stage,
+        "losses": [report.loss for report in reports],
+        "seconds": [report.seconds for report in reports],
+        "counters": engine.counters.as_dict(),
+        "evaluations": evaluations,
+        "num_nodes": structure.num_nodes,
+        "num_edges": structure.num_edges,
+        "backend": type(engine._worker.backend).__name__,
+    }
+
+
+def main() -> None:
+    with open(sys.argv[1]) as file:
+        spec = Spec(**json.load(file))
+    result = run(spec)
+    if result["rank"] == 0:
+        with open(spec.output, "w") as file:
+            json.dump(result, file)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,167 @@
+"""Who owns the parameters of a stage: torch's optimizer alone, or DeepSpeed's engine with a pipeline grid."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+from collections import defaultdict
+from datetime import timedelta
+from typing import Any, Protocol
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+__all__ = ["Backend", "DeepSpeedBackend", "TorchBackend", "init_distributed", "make_backend"]
+
+
+class Backend(Protocol):
+    """Parameters, gradients and optimizer state of one stage."""
+
+    module: nn.Module
+
+    def backward(self, loss: Tensor) -> None:
+        """Add the gradient of a scalar to the collected gradients."""
+
+    def step(self) -> None:
+        """Update the parameters, then forget the gradients."""
+
+    def save(self, folder: str) -> None:
+        """Write parameters and optimizer state into an existing folder."""
+
+    def load(self, folder: str) -> None:
+        """Restore what ``save`` wrote."""
+
+
+def make_optimizer(module: nn.Module, config: dict[str, Any]) -> torch.optim.Optimizer:
+    """The torch optimizer that a DeepSpeed ``optimizer`` section names (default Adam, lr 1e-3)."""
+    section = config.get("optimizer", {"type": "Adam", "params": {"lr": 1e-3}})
+    kind = getattr(torch.optim, section["type"], None)
+    if not (isinstance(kind, type) and issubclass(kind, torch.optim.Optimizer)):
+        raise ValueError(f"initialize: optimizer.type must be the name of a torch optimizer, got {section['type']!r}")
+    parameters = [p for p in module.parameters() if p.requires_grad] or [nn.Parameter(torch.zeros(1))]
+    return kind(parameters, **section.get("params", {}))
+
+
+class TorchBackend:
+    """torch's optimizer, no DeepSpeed: one process, or several with ``backend`` set to torch."""
+
+    def __init__(self, module: nn.Module, config: dict[str, Any], num_stages: int) -> None:
+        self.module = module
+        self._optimizer = make_optimizer(module, config)
+        self._clip = float(config.get("gradient_clipping", 0.0))
+        self._num_stages = num_stages
+
+    def backward(self, loss: Tensor) -> None:
+        loss.backward()
+
+    def step(self) -> None:
+        if self._clip > 0:
+            self._clip_gradients()
+        self._optimizer.step()
+        self._optimizer.zero_grad(set_to_none=True)
+
+    def _clip_gradients(self) -> None:
+        gradients = [p.grad for p in self.module.parameters() if p.grad is not None]
+        square = torch.stack([g.float().square().sum() for g in gradients]).sum() if gradients else torch.zeros(())
+        if self._num_stages > 1:
+            dist.all_reduce(square)
+        scale = (self._clip / (square.sqrt() + 1e-6)).clamp(max=1.0)
+        for gradient in gradients:
+            gradient.mul_(scale)
+
+    def save(self, folder: str) -> None:
+        rank = dist.get_rank() if self._num_stages > 1 else 0
+        state = {"module": self.module.state_dict(), "optimizer": self._optimizer.state_dict()}
+        torch.save(state, os.path.join(folder, f"torch_{rank:02d}.pt"))
+
+    def load(self, folder: str) -> None:
+        rank = dist.get_rank() if self._num_stages > 1 else 0
+        state = torch.load(os.path.join(folder, f"torch_{rank:02d}.pt"), weights_only=True)
+        self.module.load_state_dict(state["module"])
+        self._optimizer.load_state_dict(state["optimizer"])
+
+
+class DeepSpeedBackend:
+    """``deepspeed.initialize`` on the stage with a pipeline grid as ``mpu``; ZeRO stages 0, 1 and 2."""
+
+    def __init__(self, module: nn.Module, config: dict[str, Any], num_stages: int) -> None:
+        import deepspeed
+        from deepspeed.runtime.pipe.topology import PipeDataParallelTopology, PipelineParallelGrid
+
+        if int(config.get("zero_optimization", {}).get("stage", 0)) > 2:
+            raise ValueError("initialize: zero_optimization.stage must be 0, 1 or 2 (3 deadlocks in a pipeline), got 3")
+        for parameter in module.parameters():
+            parameter.model_parallel = True  # else clipping leaves other stages out of the norm
+        with contextlib.redirect_stdout(io.StringIO()):  # it prints its topology
+            grid = PipelineParallelGrid(topology=PipeDataParallelTopology(num_pp=num_stages, num_dp=1))
+        self.engine, *_ = deepspeed.initialize(
+            model=module, optimizer=make_optimizer(module, config), mpu=grid, config=self._complete(config)
+        )
+        self.module = self.engine.module
+
+    @staticmethod
+    def _complete(config: dict[str, Any]) -> dict[str, Any]:
+        """The caller owns the step: one per epoch, gradients of all chunks collected before it."""
+        config = {key: value for key, value in config.items() if key != "optimizer"}
+        defaults = {"train_micro_batch_size_per_gpu": 1, "zero_allow_untested_optimizer": True}
+        return defaults | config | {"gradient_accumulation_steps": 1, "managed_gradient_accumulation": False}
+
+    def backward(self, loss: Tensor) -> None:
+        self.engine.backward(loss, scale_wrt_gas=False)
+
+    def step(self) -> None:
+        self.engine.step()
+
+    def save(self, folder: str) -> None:
+        self.engine.save_checkpoint(folder, tag="deepspeed", save_latest=False)
+
+    def load(self, folder: str) -> None:
+        path, _ = self.engine.load_checkpoint(folder, tag="deepspeed")
+        if path is None:
+            raise ValueError(f"load_checkpoint: folder must hold a DeepSpeed checkpoint, got {folder!r}")
+
+
+def make_backend(name: str, module: nn.Module, config: dict[str, Any], num_stages: int) -> Backend:
+    """The backend by name; "auto" is DeepSpeed where the job runs in a process group."""
+    if name == "auto":
+        name = "deepspeed" if dist.is_initialized() else "torch"
+    return (DeepSpeedBackend if name == "deepspeed" else TorchBackend)(module, config, num_stages)
+
+
+def init_distributed(device: str = "auto", *, timeout: float = 1800.0) -> torch.device:
+    """Join the job that the launcher started (gloo on CPU, NCCL on GPU); without a launcher, stay alone.
+
+    Args:
+        device: "cpu", "cuda" or "auto" (cuda where every local worker has a GPU of its own).
+        timeout: seconds without progress after which a transfer fails.
+
+    Returns:
+        The device of this worker.
+    """
+    local_rank, local_size = int(os.environ.get("LOCAL_RANK", 0)), int(os.environ.get("LOCAL_SIZE", 1))
+    local_size = max(local_size, int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() and torch.cuda.device_count() >= local_size else "cpu"
+    where = torch.device(device, local_rank) if device == "cuda" else torch.device("cpu")
+    if where.type == "cuda":
+        torch.cuda.set_device(where)
+    if "RANK" in os.environ and not dist.is_initialized():
+        _init_with_deepspeed(where, timedelta(seconds=timeout))
+    return where
+
+
+def _init_with_deepspeed(device: torch.device, timeout: timedelta) -> None:
+    import deepspeed
+    import deepspeed.ops
+
+    if device.type == "cpu":
+        # Else the first collective compiles a shared-memory operator that only inference uses.
+        deepspeed.ops.__compatible_ops__ = defaultdict(bool)
+    deepspeed.init_distributed(
+        dist_backend="nccl" if device.type == "cuda" else "gloo",
+        timeout=timeout,
+        auto_mpi_discovery=False,
+        verbose=False,
+    )

@@ -1,0 +1,112 @@
+"""All traffic between neighbouring stages: collected, committed and counted in this one place."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from gossamer.distributed.counters import Counters
+
+__all__ = ["Channel", "WorkerLost"]
+
+_MAX_SENDS_IN_FLIGHT = 4
+
+
+class WorkerLost(RuntimeError):
+    """Another worker left the job; the message names it."""
+
+
+class _Pending(NamedTuple):
+    handles: list[dist.Work]
+    tensors: tuple[Tensor, ...]  # kept alive until the transfer is over
+
+
+class Channel:
+    """Point-to-point transfers of one stage with its two neighbours.
+
+    Sends return at once. Receives are posted ahead of their use with ``expect`` and finished with ``receive``, so
+    that a transfer overlaps with the computation before it. One process group per direction keeps the two
+    directions from waiting for each other.
+    """
+
+    def __init__(self, stage: int, num_stages: int, device: torch.device) -> None:
+        self.stage = stage
+        self.num_stages = num_stages
+        self.device = device
+        self._counters = Counters()
+        ranks = list(range(num_stages))
+        self._groups = {step: dist.new_group(ranks) if num_stages > 1 else None for step in (+1, -1)}
+        self._sends: deque[_Pending] = deque()
+        self._receives: dict[tuple[int, int], _Pending] = {}
+
+    def send(self, tensors: Sequence[Tensor], step: int) -> None:
+        """Start sending to the next (+1) or the previous (-1) stage."""
+        tensors = tuple(t.detach().contiguous() for t in tensors)
+        with self._naming(self.stage + step):
+            handles = [dist.isend(t, self.stage + step, group=self._groups[step], tag=i) for i, t in enumerate(tensors)]
+            self._sends.append(_Pending(handles, tensors))
+            while len(self._sends) > _MAX_SENDS_IN_FLIGHT:
+                self._finish(self._sends.popleft())
+        self._counters.layer_level += sum(t.numel() * t.element_size() for t in tensors)
+
+    def expect(self, key: int, empty: Callable[[], tuple[Tensor, ...]], step: int) -> None:
+        """Post the receive of message ``key`` that travels in direction ``step`` into new tensors from ``empty``."""
+        source = self.stage - step
+        tensors = empty()
+        with self._naming(source):
+            handles = [dist.irecv(t, source, group=self._groups[step], tag=i) for i, t in enumerate(tensors)]
+        self._receives[key, step] = _Pending(handles, tensors)
+
+    def receive(self, key: int, step: int) -> tuple[Tensor, ...]:
+        """Wait for message ``key``."""
+        pending = self._receives.pop((key, step))
+        with self._naming(self.stage - step):
+            self._finish(pending)
+        return pending.tensors
+
+    def flush(self) -> None:
+        """Wait until every send is over."""
+        while self._sends:
+            with self._naming(self.stage):
+                self._finish(self._sends.popleft())
+
+    def take_counters(self) -> Counters:
+        """Bytes that this stage has sent since the last call."""
+        taken, self._counters = self._counters, Counters()
+        return taken
+
+    def sum_over_stages(self, values: Sequence[float]) -> list[float]:
+        """Element-wise sum over all stages (control traffic, not counted)."""
+        if self.num_stages == 1:
+            return list(values)
+        total = torch.tensor(values, dtype=torch.float64, device=self.device)
+        with self._naming(None):
+            dist.all_reduce(total)
+        return total.tolist()
+
+    def barrier(self) -> None:
+        """Wait until all stages are here."""
+        self.sum_over_stages([0.0])
+
+    @staticmethod
+    def _finish(pending: _Pending) -> None:
+        for handle in pending.handles:
+            handle.wait()
+
+    @contextmanager
+    def _naming(self, peer: int | None) -> Iterator[None]:
+        """Turn a broken connection into an error that names the worker at its other end."""
+        try:
+            yield
+        except RuntimeError as error:
+            who = "another worker" if peer is None else f"worker {peer} (stage {peer})"
+            raise WorkerLost(
+                f"stage {self.stage}: lost the connection to {who}; it died or left the job. "
+                f"Resume from the last checkpoint. ({str(error).splitlines()[0]})"
+            ) from error

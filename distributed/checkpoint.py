@@ -1,0 +1,135 @@
+"""Checkpoints of the pipelined engine: a folder per epoch, written whole or not at all, verified when read."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+if TYPE_CHECKING:
+    from gossamer.distributed.engine import PipelineEngine
+
+__all__ = ["find_latest", "load", "save"]
+
+_FORMAT = 1
+_MANIFEST = "manifest.json"
+_NAME = re.compile(r"epoch_(\d{6,})")
+_KEPT = 2
+
+
+def save(engine: PipelineEngine, folder: str) -> str:
+    """Write the state of all stages as ``folder/epoch_NNNNNN``; older checkpoints beyond two are removed."""
+    target = os.path.join(folder, f"epoch_{engine.epoch:06d}")
+    partial = os.path.join(folder, f".epoch_{engine.epoch:06d}.partial")
+    if engine.is_first:
+        shutil.rmtree(partial, ignore_errors=True)
+        os.makedirs(partial)
+    engine._channel.barrier()
+    engine._worker.backend.save(partial)
+    torch.save(engine._worker.chunked.state_dict(), os.path.join(partial, f"stage_{engine.stage:02d}.pt"))
+    engine._channel.barrier()
+    if engine.is_first:
+        _write_manifest(partial, _describe(engine))
+        if os.path.exists(target):
+            shutil.rmtree(target)
+        os.rename(partial, target)
+        _sync(folder)
+        for _, old in _checkpoints(folder)[:-_KEPT]:
+            shutil.rmtree(old)
+    engine._channel.barrier()
+    return target
+
+
+def load(engine: PipelineEngine, folder: str) -> None:
+    """Restore all stages from the newest checkpoint under ``folder``, or from ``folder`` itself."""
+    path = folder if os.path.isfile(os.path.join(folder, _MANIFEST)) else find_latest(folder)
+    if path is None:
+        raise ValueError(f"load_checkpoint: folder must hold a checkpoint, got {folder!r}")
+    manifest = _verify(path)
+    for key, value in _describe(engine).items():
+        if key != "epoch" and manifest.get(key) != value:
+            raise ValueError(f"load_checkpoint: {key} must be the checkpoint's {manifest.get(key)!r}, got {value!r}")
+    engine._worker.backend.load(path)
+    state = torch.load(os.path.join(path, f"stage_{engine.stage:02d}.pt"), weights_only=True)
+    engine._worker.chunked.load_state_dict(state)
+    engine.epoch = manifest["epoch"]
+    engine._channel.barrier()
+
+
+def find_latest(folder: str | os.PathLike) -> str | None:
+    """The newest complete checkpoint under ``folder``, or None."""
+    found = _checkpoints(os.fspath(folder))
+    return found[-1][1] if found else None
+
+
+def _checkpoints(folder: str) -> list[tuple[int, str]]:
+    if not os.path.isdir(folder):
+        return []
+    matches = ((_NAME.fullmatch(name), os.path.join(folder, name)) for name in os.listdir(folder))
+    return sorted((int(m[1]), path) for m, path in matches if m and os.path.isfile(os.path.join(path, _MANIFEST)))
+
+
+def _describe(engine: PipelineEngine) -> dict[str, Any]:
+    """What a checkpoint must agree on with the engine that reads it."""
+    return {
+        "format": _FORMAT,
+        "epoch": engine.epoch,
+        "num_stages": engine.num_stages,
+        "num_chunks": engine.num_chunks,
+        "num_nodes": engine._worker.chunked.graph.num_nodes,
+        "backend": type(engine._worker.backend).__name__,
+    }
+
+
+def _write_manifest(folder: str, description: dict[str, Any]) -> None:
+    names = sorted(
+        os.path.relpath(os.path.join(where, name), folder) for where, _, names in os.walk(folder) for name in names
+    )
+    files = {
+        name: {"bytes": os.path.getsize(path := os.path.join(folder, name)), "sha256": _digest(path)} for name in names
+    }
+    for name in names:
+        _sync(os.path.join(folder, name))
+    with open(os.path.join(folder, _MANIFEST), "w") as file:
+        json.dump(description | {"files": files}, file, indent=1)
+        file.flush()
+        os.fsync(file.fileno())
+    _sync(folder)
+
+
+def _verify(path: str) -> dict[str, Any]:
+    try:
+        with open(os.path.join(path, _MANIFEST)) as file:
+            manifest = json.load(file)
+        files = manifest["files"].items()
+    except (ValueError, KeyError, AttributeError) as error:
+        raise ValueError(f"load_checkpoint: manifest must be readable, got {error} in {path}") from error
+    for name, expected in files:
+        file_path = os.path.join(path, name)
+        if not os.path.isfile(file_path):
+            raise ValueError(f"load_checkpoint: checkpoint must be complete, got no file {name} in {path}")
+        size = os.path.getsize(file_path)
+        if size != expected["bytes"] or _digest(file_path) != expected["sha256"]:
+            raise ValueError(f"load_checkpoint: {name} must be as it was written, got an altered file in {path}")
+    return manifest
+
+
+def _digest(path: str) -> str:
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _sync(path: str) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,224 @@
+"""The chunked graph of one stage: current, historical and gradient rows of every aggregation (GNNPipe).
+
+Within an epoch the chunks pass a stage one after another. An aggregation of chunk c reads its neighbours from a
+buffer of all rows, in which the chunks that came before hold current rows and the others historical ones. In the
+backward pass, which runs in the reverse order, it pulls the gradient of its rows from a buffer of all output
+gradients, in which the chunks that have not come yet hold zeros: no gradient flows through history.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from gossamer.graph import CSR
+from gossamer.graph.aggregate import Propagation, propagation
+
+__all__ = ["ChunkView", "ChunkedGraph"]
+
+
+@dataclass
+class _Site:
+    """One aggregation of the stage: its rows of all chunks."""
+
+    inputs: Tensor  # [N, F] current rows, historical ones where this epoch has not been
+    gradients: Tensor  # [N, F] gradient of the output
+    history: Tensor | None  # [N, F] the snapshot that an epoch starts from
+    outputs: Tensor | None  # [N, F] kept for recomputation
+
+
+class _Rows(NamedTuple):
+    """The rows [begin, end) of a CSR, as the operator takes them."""
+
+    rowptr: Tensor
+    col: Tensor
+    begin: int
+    end: int
+
+    @classmethod
+    def of(cls, graph: CSR, begin: int, end: int) -> _Rows:
+        return cls(graph.rowptr[begin : end + 1], graph.col, begin, end)
+
+    def apply(
+        self, x: Tensor, p: Propagation, edge_ids: Tensor | None, residual: Tensor | None, alpha: float
+    ) -> Tensor:
+        import os
+        if True: p=Propagation(p.weight, *(None if t is None else t.to(x.dtype) for t in (p.row_scale,p.col_scale)), p.self_loops)
+        row_scale = None if p.row_scale is None else p.row_scale[self.begin : self.end]
+        return torch.ops.gossamer.aggregate(
+            x, self.rowptr, self.col, p.weight, edge_ids, row_scale, p.col_scale, p.self_loops, self.begin,
+            residual, alpha, None, None, None,
+        )  # fmt: skip
+
+
+@dataclass
+class ChunkedGraph:
+    """A graph whose nodes are numbered chunk by chunk, with the buffers of one stage.
+
+    Args:
+        graph: the renumbered graph; chunk c owns the nodes [bounds[c], bounds[c + 1]).
+        bounds: chunk borders, ascending from 0 to N.
+        node_ids: [N], int64, the number that each node had before (keys of random streams).
+        refresh_period: epochs between two snapshots of the history; 1 keeps the last epoch's rows.
+        drop_stale_gradients: zero the gradient rows at the end of an epoch; else they stay, as stale gradients.
+        cross_chunk_scale: factor on gradients that cross chunks; 2 makes them unbiased per hop.
+        recompute: keep the outputs of aggregations and run the layers again in the backward pass.
+
+    Source: GNNPipe (arXiv 2308.10087) and the semantics of its code.
+    """
+
+    graph: CSR
+    bounds: list[int]
+    node_ids: Tensor
+    refresh_period: int = 23
+    drop_stale_gradients: bool = True
+    cross_chunk_scale: float = 2.0
+    recompute: bool = False
+    sites: list[_Site] = field(default_factory=list)
+    step: int = 0
+
+    def __post_init__(self) -> None:
+        self.transposed = self.graph.transpose()
+
+    @property
+    def num_chunks(self) -> int:
+        return len(self.bounds) - 1
+
+    @property
+    def _keeps_history(self) -> bool:
+        return self.num_chunks > 1 and self.refresh_period > 1
+
+    def begin_epoch(self, epoch: int) -> None:
+        """Start from the historical rows (unless this epoch follows a snapshot)."""
+        self.step = epoch
+        if self._keeps_history and epoch % self.refresh_period != 0:
+            for site in self.sites:
+                site.inputs.copy_(site.history)
+
+    def end_epoch(self, epoch: int) -> None:
+        """Take the snapshot that is due and forget the gradients."""
+        for site in self.sites:
+            if self._keeps_history and (epoch + 1) % self.refresh_period == 0:
+                site.history.copy_(site.inputs)
+            if self.num_chunks > 1 and self.drop_stale_gradients:
+                site.gradients.zero_()
+
+    def view(self, chunk: int, *, replay: bool = False) -> ChunkView:
+        """The graph as the layers see it while ``chunk`` passes; ``replay`` takes aggregations from memory."""
+        return ChunkView(self, chunk, replay)
+
+    def site(self, index: int, like: Tensor) -> _Site:
+        """The buffers of the stage's aggregation number ``index``, made at its first use with zero history."""
+        if index == len(self.sites):
+            self.sites.append(self._new_site(like))
+        site = self.sites[index]
+        if site.inputs.shape[1:] != like.shape[1:] or site.inputs.dtype != like.dtype:
+            raise ValueError(
+                "train_epoch: layers must aggregate the same widths and dtypes for every chunk, got "
+                f"{tuple(like.shape[1:])} {like.dtype} after {tuple(site.inputs.shape[1:])} {site.inputs.dtype}"
+            )
+        return site
+
+    def _new_site(self, like: Tensor) -> _Site:
+        def zeros() -> Tensor:
+            return like.new_zeros(self.graph.num_nodes, *like.shape[1:])
+
+        return _Site(zeros(), zeros(), zeros() if self._keeps_history else None, zeros() if self.recompute else None)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """What the next epoch depends on: the rows that it starts from, and stale gradients where they are kept."""
+        if self.num_chunks == 1:
+            return {}
+        state = {}
+        for i, site in enumerate(self.sites):
+            state[f"{i}.rows"] = site.inputs if site.history is None else site.history
+            if not self.drop_stale_gradients:
+                state[f"{i}.gradients"] = site.gradients
+        return state
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Restore what ``state_dict`` gave (an epoch that follows a snapshot starts from equal rows and history)."""
+        self.sites = []
+        for i in range(sum(name.endswith(".rows") for name in state)):
+            site = self.site(i, state[f"{i}.rows"])
+            site.inputs.copy_(state[f"{i}.rows"])
+            if site.history is not None:
+                site.history.copy_(state[f"{i}.rows"])
+            if not self.drop_stale_gradients:
+                site.gradients.copy_(state[f"{i}.gradients"])
+
+    def memory(self) -> int:
+        """Bytes of all buffers."""
+        tensors = [t for s in self.sites for t in (s.inputs, s.gradients, s.history, s.outputs) if t is not None]
+        return sum(t.numel() * t.element_size() for t in tensors)
+
+
+class ChunkView:
+    """The rows of one chunk, standing where a layer expects a graph; ``aggregate`` and ``gcn_aggregate`` of
+    gossamer.graph hand over to it."""
+
+    def __init__(self, chunked: ChunkedGraph, chunk: int, replay: bool) -> None:
+        self._chunked = chunked
+        self._replay = replay
+        self._next_site = 0
+        self.begin, self.end = chunked.bounds[chunk], chunked.bounds[chunk + 1]
+        self.num_nodes = self.end - self.begin
+        self.node_ids = chunked.node_ids[self.begin : self.end]
+        self.step = chunked.step
+
+    def aggregate(self, x: Tensor, *, weight: Tensor | None = None, reduce: str = "sum") -> Tensor:
+        if weight is not None:
+            raise ValueError("aggregate: weight must be None in a pipelined layer (edge weights belong to the graph)")
+        if reduce not in ("sum", "mean"):
+            raise ValueError(f"aggregate: reduce must be sum or mean in a pipelined layer, got {reduce!r}")
+        return self._propagate(x, propagation(self._chunked.graph, reduce), None, 0.0)
+
+    def gcn_aggregate(self, x: Tensor, *, residual: Tensor | None = None, alpha: float = 0.0) -> Tensor:
+        return self._propagate(x, propagation(self._chunked.graph, "gcn"), residual, alpha)
+
+    def _propagate(self, x: Tensor, p: Propagation, residual: Tensor | None, alpha: float) -> Tensor:
+        site = self._chunked.site(self._next_site, x)
+        self._next_site += 1
+        return _Aggregate.apply(x, residual, self, site, p, alpha)
+
+    def forward(self, site: _Site, x: Tensor, p: Propagation, residual: Tensor | None, alpha: float) -> Tensor:
+        """Aggregation of this chunk's rows from the current and historical rows of all chunks."""
+        if self._replay:
+            assert site.outputs is not None
+            return site.outputs[self.begin : self.end].clone()
+        chunked = self._chunked
+        site.inputs[self.begin : self.end] = x
+        out = _Rows.of(chunked.graph, self.begin, self.end).apply(site.inputs, p, None, residual, alpha)
+        if site.outputs is not None:
+            site.outputs[self.begin : self.end] = out
+        return out
+
+    def backward(self, site: _Site, grad: Tensor, p: Propagation, alpha: float) -> Tensor:
+        """Gradient of this chunk's rows from the output gradients of the chunks that used them in this epoch."""
+        chunked = self._chunked
+        own = site.gradients[self.begin : self.end]
+        own.copy_(grad)
+        transposed = Propagation(p.weight, p.col_scale, p.row_scale, p.self_loops)
+        edge_ids = None if p.weight is None else chunked.graph._transpose_positions
+        rows = _Rows.of(chunked.transposed, self.begin, self.end)
+        grad_x = rows.apply(site.gradients, transposed, edge_ids, None, alpha)
+        own.mul_(chunked.cross_chunk_scale)
+        return grad_x
+
+
+class _Aggregate(torch.autograd.Function):
+    @staticmethod
+    def forward(  # type: ignore[override]
+        ctx: Any, x: Tensor, residual: Tensor | None, view: ChunkView, site: _Site, p: Propagation, alpha: float
+    ) -> Tensor:
+        ctx.call = (view, site, p, alpha)
+        return view.forward(site, x, p, residual, alpha)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        view, site, p, alpha = ctx.call
+        grad_residual = alpha * grad if ctx.needs_input_grad[1] else None
+        return view.backward(site, grad, p, alpha), grad_residual, None, None, None, None

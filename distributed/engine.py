@@ -1,0 +1,271 @@
+"""GNNPipe: full-graph training of a deep GNN with its layers pipelined over workers."""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from gossamer.distributed import checkpoint
+from gossamer.distributed.backend import make_backend
+from gossamer.distributed.channel import Channel
+from gossamer.distributed.chunks import ChunkedGraph
+from gossamer.distributed.config import PipelineConfig, load_config
+from gossamer.distributed.counters import Counters
+from gossamer.distributed.executor import execute
+from gossamer.distributed.schedule import Schedule, gnnpipe
+from gossamer.distributed.stages import layers_of, plan_stages, stage_module
+from gossamer.distributed.worker import Loss, NodeData, Worker
+from gossamer.graph import CSR
+from gossamer.graph.partition import chunk_order
+
+__all__ = ["EpochReport", "Evaluation", "PipelineEngine", "initialize"]
+
+
+@dataclass(frozen=True)
+class EpochReport:
+    """One training epoch, the same on every worker.
+
+    Attributes:
+        epoch: number of the epoch, from 0.
+        loss: mean training loss of the pipelined forward (dropout and historical rows included).
+        accuracy: training accuracy of the same forward, in [0, 1].
+        seconds: wall time of the slowest worker.
+        counters: bytes that crossed between workers in this epoch.
+    """
+
+    epoch: int
+    loss: float
+    accuracy: float
+    seconds: float
+    counters: Counters
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Exact full-graph inference with the current weights: loss and accuracy by mask name, in [0, 1]."""
+
+    loss: dict[str, float]
+    accuracy: dict[str, float]
+
+
+def sum_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """Sum of the cross entropies of [n, C] logits and [n] labels."""
+    return F.cross_entropy(logits, labels, reduction="sum")
+
+
+def initialize(
+    model: nn.Module,
+    graph: CSR,
+    *,
+    features: Tensor,
+    labels: Tensor,
+    masks: dict[str, Tensor],
+    config: dict[str, Any] | str | os.PathLike | None = None,
+    loss: Loss = sum_cross_entropy,
+    device: torch.device | str = "cpu",
+) -> PipelineEngine:
+    """Wrap a stack of layers for pipelined full-graph training, one stage per worker.
+
+    Every worker calls it with the same arguments and the same initial weights, and keeps the layers of its stage.
+    Without a process group the one process holds all layers and runs the same schedule.
+
+    Args:
+        model: a sequence of layers, or a module whose ``layers`` is one: GraphLayers and ordinary modules.
+        graph: N nodes.
+        features: [N, F], floating point, finite.
+        labels: [N], int64 classes, or what ``loss`` takes.
+        masks: bool [N] by name; "train" is required, the others are evaluated.
+        config: a DeepSpeed configuration (dictionary or JSON file); its section "gossamer" is a PipelineConfig.
+        loss: (outputs, labels) of some training nodes -> their summed loss.
+        device: where this worker's stage lives.
+
+    Raises:
+        ValueError, TypeError: what is wrong with an argument, on every worker alike, before any communication.
+
+    Source: GNNPipe (arXiv 2308.10087).
+    """
+    pipeline, deepspeed = load_config(config)
+    _check_data(graph, features, labels, masks)
+    return PipelineEngine(model, graph, features, labels, masks, pipeline, deepspeed, loss, torch.device(device))
+
+
+def _check_data(graph: CSR, features: Tensor, labels: Tensor, masks: dict[str, Tensor]) -> None:
+    n = graph.num_nodes
+    if features.dim() != 2 or features.shape[0] != n:
+        raise ValueError(f"initialize: features must be [{n}, num_features], got {list(features.shape)}")
+    if not features.is_floating_point():
+        raise TypeError(f"initialize: features must be floating point, got {features.dtype}")
+    if not torch.isfinite(features).all():
+        bad = (~torch.isfinite(features)).any(dim=1).nonzero()[0].item()
+        raise ValueError(f"initialize: features must be finite, got a NaN or infinity at node {bad}")
+    if labels.shape[:1] != (n,):
+        raise ValueError(f"initialize: labels must have {n} rows, got {list(labels.shape)}")
+    if "train" not in masks:
+        raise ValueError(f"initialize: masks must hold 'train', got {sorted(masks)}")
+    for name, mask in masks.items():
+        if mask.shape != (n,) or mask.dtype != torch.bool:
+            raise ValueError(f"initialize: masks[{name!r}] must be bool [{n}], got {mask.dtype} {list(mask.shape)}")
+    if not masks["train"].any():
+        raise ValueError("initialize: masks['train'] must mark at least one node, got none")
+
+
+class PipelineEngine:
+    """One stage of the pipeline; made by ``initialize``.
+
+    Attributes:
+        num_stages, stage: how many workers there are, and which one this is.
+        layer_ids: the layers of this stage.
+        epoch: number of the next training epoch.
+        counters: bytes of the last training epoch, summed over all workers.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        graph: CSR,
+        features: Tensor,
+        labels: Tensor,
+        masks: dict[str, Tensor],
+        config: PipelineConfig,
+        deepspeed: dict[str, Any],
+        loss: Loss,
+        device: torch.device,
+    ) -> None:
+        self.num_stages, self.stage = _world()
+        self.config = config
+        self.epoch = 0
+        self.counters = Counters()
+        num_chunks = config.chunks_for(self.num_stages, graph.num_nodes)
+        layers = layers_of(model)
+        ranges, states = plan_stages(layers, features, self.num_stages, config.stage_bounds)
+        self.layer_ids = ranges[self.stage]
+        order, bounds = chunk_order(graph, num_chunks)
+        chunked = ChunkedGraph(
+            graph.permute(order).to(device),
+            bounds.tolist(),
+            order.to(device),
+            refresh_period=config.refresh_period,
+            drop_stale_gradients=config.cross_chunk_gradient != "stale",
+            cross_chunk_scale=2.0 if config.cross_chunk_gradient == "rescaled" else 1.0,
+            recompute=config.recompute,
+        )
+        data = NodeData(
+            features[order].to(device) if self.is_first else None,
+            labels[order].to(device),
+            {name: mask[order].to(device) for name, mask in masks.items()},
+        )
+        module = stage_module(layers, self.layer_ids).to(device)
+        self._worker = Worker(
+            make_backend(config.backend, module, deepspeed, self.num_stages),
+            chunked,
+            data,
+            loss,
+            incoming=() if self.is_first else states[self.layer_ids.start - 1],
+            outgoing=states[self.layer_ids.stop - 1],
+            is_last=self.is_last,
+        )
+        self._channel = Channel(self.stage, self.num_stages, device)
+
+    @property
+    def is_first(self) -> bool:
+        return self.stage == 0
+
+    @property
+    def is_last(self) -> bool:
+        return self.stage == self.num_stages - 1
+
+    @property
+    def module(self) -> nn.Module:
+        """The layers of this stage, with the names that they have in the whole model."""
+        return self._worker.backend.module
+
+    @property
+    def num_chunks(self) -> int:
+        return self._worker.chunked.num_chunks
+
+    @property
+    def schedule(self) -> Schedule:
+        """The schedule of one epoch."""
+        return gnnpipe(self.num_stages, self.num_chunks)
+
+    def train_epoch(self) -> EpochReport:
+        """Train on every chunk once and update the weights once."""
+        start = time.perf_counter()
+        self.module.train()
+        self._worker.begin_epoch(self._draw_order())
+        self._worker.chunked.begin_epoch(self.epoch)
+        execute(self.schedule.stages[self.stage], self._worker, self._channel)
+        self._worker.chunked.end_epoch(self.epoch)
+        return self._report(self._channel.take_counters(), time.perf_counter() - start)
+
+    def _draw_order(self) -> list[int]:
+        if not self.config.shuffle:
+            return list(range(self.num_chunks))
+        generator = torch.Generator().manual_seed((self.config.seed << 32) + self.epoch)
+        return torch.randperm(self.num_chunks, generator=generator).tolist()
+
+    def _report(self, sent: Counters, seconds: float) -> EpochReport:
+        """Put together what the workers saw."""
+        worker = self._worker
+        slots = [0.0] * self.num_stages
+        slots[self.stage] = seconds
+        num_train = float(worker.data.masks["train"].sum())
+        values = self._channel.sum_over_stages([worker.loss_sum, worker.num_correct, *sent.as_tuple(), *slots])
+        self.counters = Counters(*(int(value) for value in values[2:5]))
+        report = EpochReport(self.epoch, values[0] / num_train, values[1] / num_train, max(values[5:]), self.counters)
+        self.epoch += 1
+        return report
+
+    @torch.no_grad()
+    def evaluate(self) -> Evaluation:
+        """Exact full-graph inference through the stages; the result is the same on every worker.
+
+        Its traffic (the whole state once per stage boundary) is not part of ``counters``.
+        """
+        self.module.eval()
+        worker, channel = self._worker, self._channel
+        inputs = None
+        if not self.is_first:
+            rows = slice(0, worker.chunked.graph.num_nodes)
+            channel.expect(0, lambda: worker.empty_state(worker.incoming, rows), +1)
+            inputs = channel.receive(0, +1)
+        outputs = worker.infer(inputs)
+        if not self.is_last:
+            channel.send(outputs, +1)
+            channel.flush()
+        channel.take_counters()
+        masks = worker.data.masks
+        scores = worker.score(outputs[0]) if self.is_last else [0.0] * (2 * len(masks))
+        scores = channel.sum_over_stages(scores)
+        return Evaluation(dict(zip(masks, scores[0::2])), dict(zip(masks, scores[1::2])))
+
+    def any_stage(self, flag: bool) -> bool:
+        """True on every worker if ``flag`` is true on one of them (all must call it)."""
+        return self._channel.sum_over_stages([float(flag)])[0] > 0
+
+    def save_checkpoint(self, folder: str | os.PathLike) -> str:
+        """Write the whole training state under ``folder``, whole or not at all; returns the checkpoint's path."""
+        return checkpoint.save(self, os.fspath(folder))
+
+    def load_checkpoint(self, folder: str | os.PathLike) -> None:
+        """Restore the newest checkpoint under ``folder`` (or ``folder`` itself, if it is one).
+
+        Training then goes on with the numbers of an uninterrupted run.
+
+        Raises:
+            ValueError: if there is none, a file is truncated or altered, or it is of another configuration.
+        """
+        checkpoint.load(self, os.fspath(folder))
+
+
+def _world() -> tuple[int, int]:
+    if dist.is_available() and dist.is_initialized():
+        return dist.get_world_size(), dist.get_rank()
+    return 1, 0

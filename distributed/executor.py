@@ -1,0 +1,72 @@
+"""The one executor of pipeline schedules."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from torch import Tensor
+
+from gossamer.distributed.channel import Channel
+from gossamer.distributed.schedule import Action, Kind
+
+__all__ = ["StageWorker", "execute"]
+
+_RECEIVES_AHEAD = 2
+_DIRECTION = {Kind.RECEIVE_ACTIVATION: +1, Kind.RECEIVE_GRADIENT: -1}
+
+
+class StageWorker(Protocol):
+    """What a stage does for each action; a state is a tuple of tensors."""
+
+    def empty_inputs(self, micro_batch: int) -> tuple[Tensor, ...]:
+        """Room for an activation from the previous stage."""
+
+    def empty_gradients(self, micro_batch: int) -> tuple[Tensor, ...]:
+        """Room for an output gradient from the next stage."""
+
+    def forward(self, micro_batch: int, inputs: tuple[Tensor, ...] | None) -> tuple[Tensor, ...]:
+        """Run the stage; ``inputs`` is None on the first stage."""
+
+    def backward(self, micro_batch: int, gradients: tuple[Tensor, ...] | None) -> tuple[Tensor, ...]:
+        """Gradients of the inputs; ``gradients`` is None on the last stage."""
+
+    def update(self) -> None:
+        """Apply the collected weight gradients."""
+
+
+def execute(actions: Sequence[Action], worker: StageWorker, channel: Channel) -> None:
+    """Run the actions of one stage in order, with receives posted ahead of their turn."""
+    receives = iter([a for a in actions if a.kind in _DIRECTION])
+    arrived: dict[int, tuple[Tensor, ...]] = {}
+    leaving: dict[int, tuple[Tensor, ...]] = {}
+
+    def post_next() -> None:
+        action = next(receives, None)
+        if action is not None:
+            step, (m,) = _DIRECTION[action.kind], action.micro_batches
+            empty = worker.empty_inputs if step > 0 else worker.empty_gradients
+            channel.expect(m, lambda: empty(m), step)
+
+    for _ in range(_RECEIVES_AHEAD):
+        post_next()
+    for action in actions:
+        if action.kind in _DIRECTION:
+            (m,) = action.micro_batches
+            arrived[m] = channel.receive(m, _DIRECTION[action.kind])
+            post_next()
+        elif action.kind is Kind.FORWARD:
+            (m,) = action.micro_batches
+            leaving[m] = worker.forward(m, arrived.pop(m, None))
+        elif action.kind is Kind.BACKWARD:
+            (m,) = action.micro_batches
+            leaving[m] = worker.backward(m, arrived.pop(m, None))
+        elif action.kind is Kind.SEND_ACTIVATION:
+            channel.send(leaving.pop(action.micro_batches[0]), +1)
+        elif action.kind is Kind.SEND_GRADIENT:
+            channel.send(leaving.pop(action.micro_batches[0]), -1)
+        elif action.kind is Kind.STEP:
+            channel.flush()
+            worker.update()
+        else:
+            raise ValueError(f"execute: schedule must have fused backwards, got {action.kind.value}")

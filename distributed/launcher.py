@@ -1,0 +1,137 @@
+"""Run a script with several local workers under the ``deepspeed`` launcher, and end it in an orderly way."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import sysconfig
+from collections.abc import Sequence
+
+__all__ = ["free_port", "is_worker", "launch", "require_port"]
+
+
+def is_worker() -> bool:
+    """True in a process that a launcher has started as one of several workers."""
+    return "RANK" in os.environ
+
+
+def free_port() -> int:
+    """A TCP port of this machine that nothing listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def require_port(port: int) -> int:
+    """The port itself, if it can be listened on.
+
+    Raises:
+        ValueError: if another process uses it.
+    """
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except (OSError, OverflowError) as error:
+            raise ValueError(f"launch: port must be free, got {port} ({error})") from error
+    return port
+
+
+def launch(script: str, arguments: Sequence[str], *, num_workers: int, port: int | None = None) -> int:
+    """Start ``script`` as ``num_workers`` local workers and wait for them.
+
+    Ctrl-C and SIGTERM reach worker 0 as one SIGTERM, so that the workers can agree to stop, save and leave; a second
+    signal ends them at once.
+
+    Args:
+        script: path of a Python file; its workers find RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT.
+        arguments: command line of the script.
+        num_workers: at least 1.
+        port: TCP port for the rendezvous; None takes a free one.
+
+    Returns:
+        The exit code: 0, that of a failed worker, or 128 + signal number.
+
+    Raises:
+        ValueError: if the port is in use, num_workers is below 1 or deepspeed is not installed.
+    """
+    if num_workers < 1:
+        raise ValueError(f"launch: num_workers must be at least 1, got {num_workers}")
+    port = free_port() if port is None else require_port(port)
+    command = [
+        *_launcher(), "--num_accelerators", str(num_workers), "--master_addr", "127.0.0.1", "--master_port", str(port),
+        "--no_local_rank", "--log_level", "error", script, *arguments,
+    ]  # fmt: skip
+    return _Job(command, _environment()).wait()
+
+
+def _launcher() -> list[str]:
+    if importlib.util.find_spec("deepspeed") is None:
+        raise ValueError("launch: deepspeed must be installed (pip install 'gossamer[deepspeed]'), got no such package")
+    path = os.path.join(sysconfig.get_path("scripts"), "deepspeed")
+    found = path if os.path.exists(path) else shutil.which("deepspeed")
+    return [sys.executable, found] if found else [sys.executable, "-m", "deepspeed.launcher.runner"]
+
+
+def _environment() -> dict[str, str]:
+    """One thread per worker unless the user says otherwise, and DeepSpeed told where there is no GPU."""
+    import torch
+
+    environment = os.environ | {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
+    if not torch.cuda.is_available():
+        environment.setdefault("DS_ACCELERATOR", "cpu")
+    return environment
+
+
+class _Job:
+    """A running launcher, in a session of its own so that the terminal's Ctrl-C reaches only this process."""
+
+    def __init__(self, command: list[str], environment: dict[str, str]) -> None:
+        self._signal: int | None = None
+        self._process = subprocess.Popen(command, env=environment, start_new_session=True)
+
+    def wait(self) -> int:
+        handlers = {number: signal.signal(number, self._stop) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            code = self._process.wait()
+        finally:
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
+            self._kill()
+        if self._signal is not None:
+            return 128 + self._signal
+        return 128 - code if code < 0 else code
+
+    def _stop(self, number: int, frame: object) -> None:
+        if self._signal is not None:
+            self._kill()
+            return
+        self._signal = number
+        print("\nstopping after this epoch (once more ends at once)", file=sys.stderr, flush=True)
+        if not self._signal_worker():
+            self._kill()
+
+    def _signal_worker(self) -> bool:
+        """Send SIGTERM to worker 0; False if it is not there (yet)."""
+        import psutil
+
+        for process in psutil.Process(self._process.pid).children(recursive=True):
+            try:
+                if process.environ().get("RANK") == "0":
+                    process.terminate()
+                    return True
+            except psutil.Error:
+                continue
+        return False
+
+    def _kill(self) -> None:
+        """End whatever is left of the job."""
+        try:
+            os.killpg(self._process.pid, signal.SIGKILL)
+        except ProcessLookupError:
+            return

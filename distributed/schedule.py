@@ -1,0 +1,278 @@
+"""Pipeline schedules as values: pure functions make them, ``simulate`` prices them, one executor runs them.
+
+A schedule is a list of actions per stage, in program order. Sends do not wait; a receive waits for its send.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import Enum
+
+__all__ = [
+    "Action",
+    "Costs",
+    "Event",
+    "Kind",
+    "Schedule",
+    "Timeline",
+    "check_schedule",
+    "gnnpipe",
+    "gpipe",
+    "naive",
+    "one_f_one_b",
+    "simulate",
+]
+
+
+class Kind(Enum):
+    """What one action does with one micro-batch."""
+
+    RECEIVE_ACTIVATION = "receive activation"
+    FORWARD = "forward"
+    SEND_ACTIVATION = "send activation"
+    RECEIVE_GRADIENT = "receive gradient"
+    BACKWARD = "backward"  # both gradients at once
+    BACKWARD_INPUT = "backward input"  # p1: the gradient of the stage's input, on the critical path
+    BACKWARD_WEIGHT = "backward weight"  # p2: the gradient of the parameters, local and deferrable
+    SEND_GRADIENT = "send gradient"
+    STEP = "step"
+
+
+@dataclass(frozen=True)
+class Action:
+    """One step of one stage; ``micro_batches`` is empty for STEP and has several entries for a merged p2."""
+
+    kind: Kind
+    micro_batches: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """The actions of every stage, ``stages[s]`` in the order in which stage s runs them."""
+
+    name: str
+    num_stages: int
+    num_micro_batches: int
+    split_backward: bool
+    stages: tuple[tuple[Action, ...], ...]
+
+
+def naive(num_stages: int, *, split_backward: bool = False) -> Schedule:
+    """One micro-batch, one stage busy at a time. Source: 2BP (arXiv 2405.18047), the naive schedule."""
+    return _fill_and_drain("naive", num_stages, 1, split_backward, reverse=False)
+
+
+def gpipe(num_stages: int, num_micro_batches: int, *, split_backward: bool = False) -> Schedule:
+    """All forwards, then all backwards in the same order. Source: GPipe; split as in 2BP section 4.1."""
+    return _fill_and_drain("gpipe", num_stages, num_micro_batches, split_backward, reverse=False)
+
+
+def gnnpipe(num_stages: int, num_chunks: int, *, split_backward: bool = False) -> Schedule:
+    """All forwards, then all backwards in the reverse order, because chunks depend on each other.
+
+    Micro-batch i is the chunk at position i of the epoch's order. Source: GNNPipe (arXiv 2308.10087).
+    """
+    return _fill_and_drain("gnnpipe", num_stages, num_chunks, split_backward, reverse=True)
+
+
+def one_f_one_b(num_stages: int, num_micro_batches: int, *, split_backward: bool = False) -> Schedule:
+    """Stage s runs S - s forwards, then one backward and one forward in turn, then the remaining backwards.
+
+    With ``split_backward`` each cool-down backward is followed by one weight gradient; the rest is merged at
+    the end. Source: PipeDream-flush; split as in 2BP section 4.1.
+    """
+    _check_positive("one_f_one_b", num_stages=num_stages, num_micro_batches=num_micro_batches)
+    stages = []
+    for stage in range(num_stages):
+        warm_up = min(num_stages - stage, num_micro_batches)
+        actions = [a for m in range(warm_up) for a in _forward(m, stage, num_stages)]
+        pending: deque[int] = deque()
+        for m in range(num_micro_batches):
+            actions += _backward(m, stage, num_stages, split_backward)
+            pending.append(m)
+            if warm_up + m < num_micro_batches:
+                actions += _forward(warm_up + m, stage, num_stages)
+            elif split_backward and m < num_micro_batches - 1:
+                actions.append(Action(Kind.BACKWARD_WEIGHT, (pending.popleft(),)))
+        stages.append(_finish(actions, pending if split_backward else ()))
+    return Schedule("one_f_one_b", num_stages, num_micro_batches, split_backward, tuple(stages))
+
+
+def _fill_and_drain(name: str, num_stages: int, num_micro_batches: int, split: bool, *, reverse: bool) -> Schedule:
+    _check_positive(name, num_stages=num_stages, num_micro_batches=num_micro_batches)
+    forward_order = range(num_micro_batches)
+    backward_order = forward_order[::-1] if reverse else forward_order
+    stages = []
+    for stage in range(num_stages):
+        actions = [a for m in forward_order for a in _forward(m, stage, num_stages)]
+        actions += [a for m in backward_order for a in _backward(m, stage, num_stages, split)]
+        stages.append(_finish(actions, backward_order if split else ()))
+    return Schedule(name, num_stages, num_micro_batches, split, tuple(stages))
+
+
+def _forward(m: int, stage: int, num_stages: int) -> Iterator[Action]:
+    if stage > 0:
+        yield Action(Kind.RECEIVE_ACTIVATION, (m,))
+    yield Action(Kind.FORWARD, (m,))
+    if stage < num_stages - 1:
+        yield Action(Kind.SEND_ACTIVATION, (m,))
+
+
+def _backward(m: int, stage: int, num_stages: int, split: bool) -> Iterator[Action]:
+    if stage < num_stages - 1:
+        yield Action(Kind.RECEIVE_GRADIENT, (m,))
+    yield Action(Kind.BACKWARD_INPUT if split else Kind.BACKWARD, (m,))
+    if stage > 0:
+        yield Action(Kind.SEND_GRADIENT, (m,))
+
+
+def _finish(actions: list[Action], merged: deque[int] | range | tuple[()]) -> tuple[Action, ...]:
+    if merged:
+        actions.append(Action(Kind.BACKWARD_WEIGHT, tuple(merged)))
+    return (*actions, Action(Kind.STEP))
+
+
+def _check_positive(function: str, **counts: int) -> None:
+    for name, value in counts.items():
+        if value < 1:
+            raise ValueError(f"{function}: {name} must be at least 1, got {value}")
+
+
+_MATCHING_SEND = {
+    Kind.RECEIVE_ACTIVATION: (Kind.SEND_ACTIVATION, -1),
+    Kind.RECEIVE_GRADIENT: (Kind.SEND_GRADIENT, +1),
+}
+
+
+def check_schedule(schedule: Schedule) -> None:
+    """Raise ValueError unless every stage runs each micro-batch once forward, once backward (its input gradient
+    before its weight gradient), steps last, and no receive waits for ever."""
+    expected = list(range(schedule.num_micro_batches))
+    backward = Kind.BACKWARD_INPUT if schedule.split_backward else Kind.BACKWARD
+    for stage, actions in enumerate(schedule.stages):
+        kinds = [Kind.FORWARD, backward] + [Kind.BACKWARD_WEIGHT] * schedule.split_backward
+        seen = {kind: [m for a in actions if a.kind is kind for m in a.micro_batches] for kind in kinds}
+        if any(sorted(order) != expected for order in seen.values()):
+            raise ValueError(f"check_schedule: stage {stage} must run every micro-batch once, got {seen}")
+        position = {(a.kind, m): i for i, a in enumerate(actions) for m in a.micro_batches}
+        if any(position[a, m] >= position[b, m] for a, b in zip(kinds, kinds[1:]) for m in expected):
+            raise ValueError(f"check_schedule: stage {stage} must run forward, then backward, in this order")
+        if [a.kind for a in actions].index(Kind.STEP) != len(actions) - 1:
+            raise ValueError(f"check_schedule: stage {stage} must end with its one step")
+    simulate(schedule, Costs())
+
+
+@dataclass(frozen=True)
+class Costs:
+    """Seconds (or any unit) per micro-batch; a tuple gives one value per stage.
+
+    Args:
+        forward, backward_input, backward_weight: compute; a fused backward costs the sum of the last two.
+        transfer: from the start of a send to the moment its receiver may go on.
+        step: the optimizer.
+    """
+
+    forward: float | tuple[float, ...] = 1.0
+    backward_input: float | tuple[float, ...] = 1.0
+    backward_weight: float | tuple[float, ...] = 1.0
+    transfer: float = 0.0
+    step: float = 0.0
+
+
+@dataclass(frozen=True)
+class Event:
+    """One action with its stage, start and end."""
+
+    stage: int
+    action: Action
+    start: float
+    end: float
+
+
+@dataclass(frozen=True)
+class Timeline:
+    """What a simulated (or measured) schedule does over time."""
+
+    num_stages: int
+    events: tuple[Event, ...]
+
+    @property
+    def makespan(self) -> float:
+        return max(event.end for event in self.events)
+
+    @property
+    def busy(self) -> tuple[float, ...]:
+        """Compute time of every stage."""
+        totals = [0.0] * self.num_stages
+        for event in self.events:
+            totals[event.stage] += event.end - event.start
+        return tuple(totals)
+
+    @property
+    def bubble(self) -> float:
+        """Idle fraction over all stages: 1 - sum(busy) / (num_stages * makespan)."""
+        return 1.0 - sum(self.busy) / (self.num_stages * self.makespan)
+
+
+def simulate(schedule: Schedule, costs: Costs) -> Timeline:
+    """Run a schedule on paper: a stage is busy while it computes and idle while it waits for a receive.
+
+    Returns:
+        The timeline; its ``makespan`` and ``bubble`` are in the unit of ``costs``.
+
+    Raises:
+        ValueError: if the schedule deadlocks (a receive whose send never comes).
+    """
+    clock = [0.0] * schedule.num_stages
+    arrival: dict[tuple[Kind, int, int], float] = {}
+    events: list[Event] = []
+    waiting = [deque(actions) for actions in schedule.stages]
+    progress = True
+    while progress:
+        progress = False
+        for stage, actions in enumerate(waiting):
+            while actions and _ready(actions[0], stage, arrival):
+                event = _run(actions.popleft(), stage, clock, arrival, costs)
+                events.append(event)
+                progress = True
+    blocked = {stage: actions[0] for stage, actions in enumerate(waiting) if actions}
+    if blocked:
+        raise ValueError(f"simulate: schedule must not deadlock, got blocked stages {blocked}")
+    return Timeline(schedule.num_stages, tuple(events))
+
+
+def _ready(action: Action, stage: int, arrival: dict[tuple[Kind, int, int], float]) -> bool:
+    if action.kind not in _MATCHING_SEND:
+        return True
+    kind, offset = _MATCHING_SEND[action.kind]
+    return (kind, stage + offset, action.micro_batches[0]) in arrival
+
+
+def _run(action: Action, stage: int, clock: list[float], arrival: dict, costs: Costs) -> Event:
+    if action.kind in _MATCHING_SEND:
+        kind, offset = _MATCHING_SEND[action.kind]
+        clock[stage] = max(clock[stage], arrival[kind, stage + offset, action.micro_batches[0]])
+        return Event(stage, action, clock[stage], clock[stage])
+    if action.kind in (Kind.SEND_ACTIVATION, Kind.SEND_GRADIENT):
+        arrival[action.kind, stage, action.micro_batches[0]] = clock[stage] + costs.transfer
+        return Event(stage, action, clock[stage], clock[stage])
+    start = clock[stage]
+    clock[stage] += _cost(action, stage, costs)
+    return Event(stage, action, start, clock[stage])
+
+
+def _cost(action: Action, stage: int, costs: Costs) -> float:
+    def of(value: float | tuple[float, ...]) -> float:
+        return value[stage] if isinstance(value, tuple) else value
+
+    per_micro_batch = {
+        Kind.FORWARD: of(costs.forward),
+        Kind.BACKWARD: of(costs.backward_input) + of(costs.backward_weight),
+        Kind.BACKWARD_INPUT: of(costs.backward_input),
+        Kind.BACKWARD_WEIGHT: of(costs.backward_weight),
+    }
+    if action.kind is Kind.STEP:
+        return costs.step
+    return per_micro_batch[action.kind] * len(action.micro_batches)

@@ -1,0 +1,186 @@
+"""What one worker does: its layers, its rows of the graph, and the forward and backward pass of one chunk."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gossamer.distributed.backend import Backend
+from gossamer.distributed.chunks import ChunkedGraph
+
+__all__ = ["NodeData", "Worker"]
+
+State = tuple[Tensor, ...]
+Loss = Callable[[Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class NodeData:
+    """Features (on the first stage only), labels and masks of all nodes, numbered chunk by chunk."""
+
+    features: Tensor | None
+    labels: Tensor
+    masks: dict[str, Tensor]
+
+
+class Worker:
+    """One stage; the executor calls it chunk by chunk, with the chunk at position m of the epoch's order as
+    micro-batch m.
+
+    Args:
+        backend: the parameters of the stage.
+        chunked: the graph with the buffers of the stage's aggregations.
+        data: node data.
+        loss: (outputs, labels) -> summed loss.
+        incoming, outgoing: states of zero rows at the borders of the stage; ``incoming`` is empty on the first.
+        is_last: whether the outgoing state is the model's output.
+    """
+
+    def __init__(
+        self,
+        backend: Backend,
+        chunked: ChunkedGraph,
+        data: NodeData,
+        loss: Loss,
+        incoming: State,
+        outgoing: State,
+        is_last: bool,
+    ) -> None:
+        self.backend = backend
+        self.chunked = chunked
+        self.data = data
+        self.incoming = incoming
+        self._outgoing = outgoing
+        self._is_last = is_last
+        self._loss = loss
+        self._num_train = int(data.masks["train"].sum())
+        self._in_flight: dict[int, _Stored] = {}
+        self.begin_epoch([])
+
+    def begin_epoch(self, order: list[int]) -> None:
+        """Take the chunks in this order and count from zero."""
+        self._order = order
+        self.loss_sum = 0.0
+        self.num_correct = 0
+
+    def empty_inputs(self, micro_batch: int) -> State:
+        return self.empty_state(self.incoming, self._rows(micro_batch))
+
+    def empty_gradients(self, micro_batch: int) -> State:
+        return self.empty_state(_floating(self._outgoing), self._rows(micro_batch))
+
+    def empty_state(self, like: State, rows: slice) -> State:
+        """Room for the rows of a state."""
+        device = self.data.labels.device
+        return tuple(torch.empty(rows.stop - rows.start, *t.shape[1:], dtype=t.dtype, device=device) for t in like)
+
+    def forward(self, micro_batch: int, inputs: State | None) -> State:
+        """Run the stage on one chunk; returns the state to send on, nothing on the last stage."""
+        if inputs is None:
+            assert self.data.features is not None
+            inputs = (self.data.features[self._rows(micro_batch)],)
+        else:
+            inputs = tuple(t.requires_grad_(t.is_floating_point()) for t in inputs)
+        recompute = self.chunked.recompute
+        stored = _Stored(inputs, torch.get_rng_state() if recompute else None)
+        with torch.set_grad_enabled(not recompute):
+            state = self._run(micro_batch, inputs)
+            outputs = (self._measure(micro_batch, state[0]),) if self._is_last else state
+        if not recompute:
+            stored.outputs = outputs
+        self._in_flight[micro_batch] = stored
+        return () if self._is_last else state
+
+    def backward(self, micro_batch: int, gradients: State | None) -> State:
+        """Collect the weight gradients of one chunk; returns the input gradients, nothing on the first stage."""
+        stored = self._in_flight.pop(micro_batch)
+        outputs = stored.outputs or self._recompute(micro_batch, stored)
+        self.backend.backward(outputs[0] if gradients is None else _Seed.apply(gradients, *_floating(outputs)))
+        if not self.incoming:
+            return ()
+        return tuple(torch.zeros_like(t) if t.grad is None else t.grad for t in _floating(stored.inputs))
+
+    def update(self) -> None:
+        self.backend.step()
+
+    @torch.no_grad()
+    def infer(self, inputs: State | None) -> State:
+        """Run the stage on the whole graph, exactly."""
+        assert inputs is not None or self.data.features is not None
+        state = self.backend.module(self.chunked.graph, *(inputs or (self.data.features,)))
+        return state if isinstance(state, tuple) else (state,)
+
+    @torch.no_grad()
+    def score(self, outputs: Tensor) -> list[float]:
+        """Mean loss and accuracy of every mask in turn."""
+        values = []
+        for mask in self.data.masks.values():
+            chosen, labels = outputs[mask], self.data.labels[mask]
+            count = max(len(labels), 1)
+            values += [self._loss(chosen, labels).item() / count, _num_correct(chosen, labels) / count]
+        return values
+
+    def _rows(self, micro_batch: int) -> slice:
+        chunk = self._order[micro_batch]
+        return slice(self.chunked.bounds[chunk], self.chunked.bounds[chunk + 1])
+
+    def _run(self, micro_batch: int, inputs: State, *, replay: bool = False) -> State:
+        state = self.backend.module(self.chunked.view(self._order[micro_batch], replay=replay), *inputs)
+        return state if isinstance(state, tuple) else (state,)
+
+    def _measure(self, micro_batch: int, outputs: Tensor, *, count: bool = True) -> Tensor:
+        """The chunk's share of the mean training loss; ``count`` adds it to the epoch's sums."""
+        rows = self._rows(micro_batch)
+        mask = self.data.masks["train"][rows]
+        chosen, labels = outputs[mask], self.data.labels[rows][mask]
+        loss = self._loss(chosen, labels)
+        if count:
+            self.loss_sum += loss.item()
+            self.num_correct += _num_correct(chosen, labels)
+        return loss / self._num_train
+
+    def _recompute(self, micro_batch: int, stored: _Stored) -> State:
+        with torch.random.fork_rng(devices=[]), torch.enable_grad():
+            assert stored.random_state is not None
+            torch.set_rng_state(stored.random_state)
+            state = self._run(micro_batch, stored.inputs, replay=True)
+            return (self._measure(micro_batch, state[0], count=False),) if self._is_last else state
+
+
+@dataclass
+class _Stored:
+    """What the backward pass of one micro-batch needs."""
+
+    inputs: State
+    random_state: Tensor | None
+    outputs: State | None = None
+
+
+class _Seed(torch.autograd.Function):
+    """A zero whose gradient with respect to ``outputs`` is ``gradients``: it starts a backward pass inside the
+    network through an engine that takes scalars only."""
+
+    @staticmethod
+    def forward(ctx: Any, gradients: State, *outputs: Tensor) -> Tensor:  # type: ignore[override]
+        ctx.gradients = gradients
+        return outputs[0].new_zeros(())
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        return (None, *ctx.gradients)
+
+
+def _floating(state: State) -> State:
+    """The tensors of a state that carry gradients."""
+    return tuple(t for t in state if t.is_floating_point())
+
+
+def _num_correct(outputs: Tensor, labels: Tensor) -> int:
+    """Number of right classes; 0 where the labels are not classes."""
+    if labels.dim() != 1 or labels.is_floating_point():
+        return 0
+    return int((outputs.argmax(dim=-1) == labels).sum())

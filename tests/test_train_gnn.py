@@ -1,0 +1,151 @@
+"""The training example as a user meets it: through the deepspeed launcher, with real worker processes."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+pytest.importorskip("deepspeed")
+pytest.importorskip("sklearn")
+pytest.importorskip("pymetis")
+
+SCRIPT = Path(__file__).resolve().parents[1] / "examples" / "train_gnn.py"
+SMALL = ["--layers", "4", "--hidden", "16", "--evaluate-every", "2", "--save-every", "3"]
+
+
+def command(folder, *arguments):
+    return [sys.executable, str(SCRIPT), "--runs", str(folder), *arguments]
+
+
+def run(folder, *arguments, timeout=150):
+    """Exit code, output and errors of one finished call."""
+    return subprocess.run(command(folder, *arguments), capture_output=True, text=True, timeout=timeout)
+
+
+def metrics(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def losses(folder):
+    return [line["loss"] for line in metrics(folder)]
+
+
+def start(folder, *arguments, until_epoch=2):
+    """A running job that has reached an epoch."""
+    log = open(folder / "log.txt", "w")  # noqa: SIM115 (the job writes it)
+    job = subprocess.Popen(command(folder, *arguments, "--name", "run"), stdout=log, stderr=subprocess.STDOUT)
+    deadline = time.monotonic() + 120
+    path = folder / "run" / "metrics.jsonl"
+    while not (path.exists() and len(path.read_text().splitlines()) > until_epoch):
+        assert job.poll() is None, (folder / "log.txt").read_text()
+        assert time.monotonic() < deadline, "the job did not get going"
+        time.sleep(0.1)
+    return job
+
+
+def workers_of(job):
+    """Worker processes by rank."""
+    found = {}
+    for process in psutil.Process(job.pid).children(recursive=True):
+        rank = process.environ().get("RANK")
+        if rank is not None:
+            found[int(rank)] = process
+    return found
+
+
+def test_a_run_leaves_metrics_plot_configuration_and_checkpoints(tmp_path):
+    done = run(tmp_path, *SMALL, "--epochs", "7")
+    assert done.returncode == 0, done.stderr
+    (folder,) = tmp_path.iterdir()
+    lines = metrics(folder)
+    assert [line["epoch"] for line in lines] == list(range(7))
+    assert lines[-1]["loss"] < lines[0]["loss"]
+    assert 0 <= lines[-1]["test_accuracy"] <= 1
+    assert lines[0]["bytes"]["total"] == 2 * 2 * 1797 * 16 * 4  # GCNII over one boundary
+    assert (folder / "plot.png").read_bytes().startswith(b"\x89PNG")
+    assert json.loads((folder / "config.json").read_text())["layers"] == 4
+    assert json.loads((folder / "status.json").read_text())["state"] == "finished"
+    assert sorted(os.listdir(folder / "checkpoints")) == ["epoch_000006", "epoch_000007"]
+
+
+def test_resumed_run_has_the_numbers_of_an_uninterrupted_one(tmp_path):
+    whole = run(tmp_path, *SMALL, "--epochs", "8", "--name", "whole")
+    first = run(tmp_path, *SMALL, "--epochs", "4", "--name", "parts")
+    again = run(tmp_path, "--resume", "--name", "parts", "--epochs", "8")
+    assert [whole.returncode, first.returncode, again.returncode] == [0, 0, 0], again.stderr
+    assert losses(tmp_path / "parts") == losses(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves_and_leaves_cleanly(number, tmp_path):
+    job = start(tmp_path, *SMALL, "--epochs", "100000")
+    job.send_signal(number)
+    assert job.wait(timeout=60) == 128 + number
+    folder = tmp_path / "run"
+    assert json.loads((folder / "status.json").read_text())["state"].startswith("interrupted")
+    newest = max(os.listdir(folder / "checkpoints"))
+    assert int(newest.removeprefix("epoch_")) == len(metrics(folder))
+    assert "Traceback" not in (tmp_path / "log.txt").read_text()
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_killed_worker_ends_the_job_and_is_named(rank, tmp_path):
+    job = start(tmp_path, *SMALL, "--epochs", "100000")
+    workers = workers_of(job)
+    assert sorted(workers) == [0, 1]
+    begin = time.monotonic()
+    workers[rank].kill()
+    assert job.wait(timeout=60) != 0
+    assert time.monotonic() - begin < 30
+    assert not any(process.is_running() for process in workers.values())
+    log = (tmp_path / "log.txt").read_text()
+    assert f"lost the connection to worker {rank} (stage {rank})" in log
+    assert "failed: a worker ended early" in log
+
+
+def test_a_killed_job_resumes_from_its_last_checkpoint(tmp_path):
+    job = start(tmp_path, *SMALL, "--epochs", "100000", until_epoch=5)
+    workers_of(job)[1].kill()
+    job.wait(timeout=60)
+    again = run(tmp_path, "--resume", "--epochs", "5")
+    assert again.returncode == 0, again.stderr
+    whole = run(tmp_path, *SMALL, "--epochs", "5", "--name", "whole")
+    assert whole.returncode == 0
+    assert losses(tmp_path / "run")[:5] == losses(tmp_path / "whole")
+
+
+BAD = [
+    pytest.param(["--dataset", "nowhere.npz"], "nowhere.npz", id="missing file"),
+    pytest.param(["--workers", "0"], "workers must be at least 1, got 0", id="no worker"),
+    pytest.param(["--layers", "1", "--workers", "40"], "num_stages must be between 1 and", id="more stages than layers"),
+    pytest.param(["--chunks", "3", "--workers", "4"], "num_chunks must be 1 or at least", id="few chunks"),
+    pytest.param(["--config", "missing.json"], "missing.json", id="missing configuration"),
+    pytest.param(["--resume"], "resume must find a run", id="nothing to resume"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "message"), BAD)
+def test_bad_input_is_said_before_anything_is_written(arguments, message, tmp_path):
+    done = run(tmp_path, *arguments, timeout=60)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_port_in_use_is_said(tmp_path):
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        done = run(tmp_path, *SMALL, "--port", str(port), timeout=60)
+    assert done.returncode == 2
+    assert f"port must be free, got {port}" in done.stderr
+    assert list(tmp_path.iterdir()) == []
