@@ -45,8 +45,6 @@ class _Rows(NamedTuple):
     def apply(
         self, x: Tensor, p: Propagation, edge_ids: Tensor | None, residual: Tensor | None, alpha: float
     ) -> Tensor:
-        import os
-        if True: p=Propagation(p.weight, *(None if t is None else t.to(x.dtype) for t in (p.row_scale,p.col_scale)), p.self_loops)
         row_scale = None if p.row_scale is None else p.row_scale[self.begin : self.end]
         return torch.ops.gossamer.aggregate(
             x, self.rowptr, self.col, p.weight, edge_ids, row_scale, p.col_scale, p.self_loops, self.begin,
