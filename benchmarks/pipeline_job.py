@@ -1,6 +1,6 @@
 """A pipelined training run for the benchmarks: every worker runs it, worker 0 writes what it saw.
 
-    python benchmarks/pipeline_job.py SPEC.json        (alone, or under the deepspeed launcher)
+python benchmarks/pipeline_job.py SPEC.json        (alone, or under the deepspeed launcher)
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
+from graphs import rmat
 
 from gossamer import distributed, graph
 from gossamer.graph import CSR
 from gossamer.graph.datasets import load_dataset
-from graphs import rmat
 
 MODELS = {"gcnii": graph.GCNII, "gcn": graph.GCN, "graphsage": graph.GraphSAGE, "resgcn": graph.ResGCN}
 
@@ -28,6 +28,7 @@ class Spec:
     scale: int = 14
     num_pairs: int = 120_000
     split: int = 0
+    row_normalize: bool = False
     model: str = "gcnii"
     num_layers: int = 32
     hidden: int = 64
@@ -42,9 +43,8 @@ class Spec:
 def load(spec: Spec) -> tuple[CSR, dict[str, Any], int]:
     """Graph, node data as ``initialize`` takes it, and the number of classes."""
     if spec.dataset != "rmat":
-        data = load_dataset(spec.dataset)
-        masks = data.masks(spec.split)
-        return data.graph, {"features": data.features, "labels": data.labels, "masks": masks}, data.num_classes
+        data = load_dataset(spec.dataset, row_normalize=spec.row_normalize).split(spec.split)
+        return data.graph, {"features": data.features, "labels": data.labels, "masks": data.masks}, data.num_classes
     structure = CSR.from_edge_index(rmat(spec.scale, spec.num_pairs), 2**spec.scale)
     generator = torch.Generator().manual_seed(0)
     features = torch.randn(structure.num_nodes, spec.hidden, generator=generator)

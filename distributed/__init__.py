@@ -2,8 +2,8 @@
 
 from gossamer.distributed import schedule
 from gossamer.distributed.backend import init_distributed
-from gossamer.distributed.checkpoint import find_latest
 from gossamer.distributed.channel import WorkerLost
+from gossamer.distributed.checkpoint import find_latest
 from gossamer.distributed.config import PipelineConfig, load_config
 from gossamer.distributed.counters import Counters
 from gossamer.distributed.engine import EpochReport, Evaluation, PipelineEngine, initialize

@@ -105,7 +105,11 @@ class DeepSpeedBackend:
     def _complete(config: dict[str, Any]) -> dict[str, Any]:
         """The caller owns the step: one per epoch, gradients of all chunks collected before it."""
         config = {key: value for key, value in config.items() if key != "optimizer"}
-        defaults = {"train_micro_batch_size_per_gpu": 1, "zero_allow_untested_optimizer": True}
+        defaults = {
+            "train_micro_batch_size_per_gpu": 1,
+            "zero_allow_untested_optimizer": True,
+            "gradient_clipping": 0.0,  # off unless asked for; DeepSpeed's own default is 1.0
+        }
         return defaults | config | {"gradient_accumulation_steps": 1, "managed_gradient_accumulation": False}
 
     def backward(self, loss: Tensor) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -16,6 +17,7 @@ from gossamer.distributed.counters import Counters
 __all__ = ["Channel", "WorkerLost"]
 
 _MAX_SENDS_IN_FLIGHT = 4
+_BROKEN = re.compile(r"gloo|nccl|connection|broken pipe", re.IGNORECASE)
 
 
 class WorkerLost(RuntimeError):
@@ -23,6 +25,7 @@ class WorkerLost(RuntimeError):
 
 
 class _Pending(NamedTuple):
+    peer: int
     handles: list[dist.Work]
     tensors: tuple[Tensor, ...]  # kept alive until the transfer is over
 
@@ -48,33 +51,32 @@ class Channel:
     def send(self, tensors: Sequence[Tensor], step: int) -> None:
         """Start sending to the next (+1) or the previous (-1) stage."""
         tensors = tuple(t.detach().contiguous() for t in tensors)
-        with self._naming(self.stage + step):
-            handles = [dist.isend(t, self.stage + step, group=self._groups[step], tag=i) for i, t in enumerate(tensors)]
-            self._sends.append(_Pending(handles, tensors))
-            while len(self._sends) > _MAX_SENDS_IN_FLIGHT:
-                self._finish(self._sends.popleft())
+        peer, group = self.stage + step, self._groups[step]
+        with self.naming_lost_worker(peer):
+            handles = [dist.isend(t, peer, group=group, tag=i) for i, t in enumerate(tensors)]
+        self._sends.append(_Pending(peer, handles, tensors))
+        while len(self._sends) > _MAX_SENDS_IN_FLIGHT:
+            self._finish(self._sends.popleft())
         self._counters.layer_level += sum(t.numel() * t.element_size() for t in tensors)
 
     def expect(self, key: int, empty: Callable[[], tuple[Tensor, ...]], step: int) -> None:
         """Post the receive of message ``key`` that travels in direction ``step`` into new tensors from ``empty``."""
-        source = self.stage - step
+        peer, group = self.stage - step, self._groups[step]
         tensors = empty()
-        with self._naming(source):
-            handles = [dist.irecv(t, source, group=self._groups[step], tag=i) for i, t in enumerate(tensors)]
-        self._receives[key, step] = _Pending(handles, tensors)
+        with self.naming_lost_worker(peer):
+            handles = [dist.irecv(t, peer, group=group, tag=i) for i, t in enumerate(tensors)]
+        self._receives[key, step] = _Pending(peer, handles, tensors)
 
     def receive(self, key: int, step: int) -> tuple[Tensor, ...]:
         """Wait for message ``key``."""
         pending = self._receives.pop((key, step))
-        with self._naming(self.stage - step):
-            self._finish(pending)
+        self._finish(pending)
         return pending.tensors
 
     def flush(self) -> None:
         """Wait until every send is over."""
         while self._sends:
-            with self._naming(self.stage):
-                self._finish(self._sends.popleft())
+            self._finish(self._sends.popleft())
 
     def take_counters(self) -> Counters:
         """Bytes that this stage has sent since the last call."""
@@ -86,7 +88,7 @@ class Channel:
         if self.num_stages == 1:
             return list(values)
         total = torch.tensor(values, dtype=torch.float64, device=self.device)
-        with self._naming(None):
+        with self.naming_lost_worker():
             dist.all_reduce(total)
         return total.tolist()
 
@@ -94,19 +96,24 @@ class Channel:
         """Wait until all stages are here."""
         self.sum_over_stages([0.0])
 
-    @staticmethod
-    def _finish(pending: _Pending) -> None:
-        for handle in pending.handles:
-            handle.wait()
+    def _finish(self, pending: _Pending) -> None:
+        with self.naming_lost_worker(pending.peer):
+            for handle in pending.handles:
+                handle.wait()
 
     @contextmanager
-    def _naming(self, peer: int | None) -> Iterator[None]:
-        """Turn a broken connection into an error that names the worker at its other end."""
+    def naming_lost_worker(self, peer: int | None = None) -> Iterator[None]:
+        """Turn the error of a broken connection into one that names the worker at its other end."""
         try:
             yield
         except RuntimeError as error:
+            reason = str(error).splitlines()[0]
+            if not _BROKEN.search(reason):
+                raise
+            if peer is None and self.num_stages == 2:
+                peer = 1 - self.stage
             who = "another worker" if peer is None else f"worker {peer} (stage {peer})"
             raise WorkerLost(
                 f"stage {self.stage}: lost the connection to {who}; it died or left the job. "
-                f"Resume from the last checkpoint. ({str(error).splitlines()[0]})"
+                f"Resume from the last checkpoint. ({reason})"
             ) from error

@@ -67,6 +67,7 @@ def execute(actions: Sequence[Action], worker: StageWorker, channel: Channel) ->
             channel.send(leaving.pop(action.micro_batches[0]), -1)
         elif action.kind is Kind.STEP:
             channel.flush()
-            worker.update()
+            with channel.naming_lost_worker():
+                worker.update()
         else:
             raise ValueError(f"execute: schedule must have fused backwards, got {action.kind.value}")

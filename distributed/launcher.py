@@ -10,9 +10,15 @@ import socket
 import subprocess
 import sys
 import sysconfig
+import time
 from collections.abc import Sequence
 
+import psutil
+
 __all__ = ["free_port", "is_worker", "launch", "require_port"]
+
+
+_POLL_SECONDS = 0.2
 
 
 def is_worker() -> bool:
@@ -67,7 +73,7 @@ def launch(script: str, arguments: Sequence[str], *, num_workers: int, port: int
         *_launcher(), "--num_accelerators", str(num_workers), "--master_addr", "127.0.0.1", "--master_port", str(port),
         "--no_local_rank", "--log_level", "error", script, *arguments,
     ]  # fmt: skip
-    return _Job(command, _environment()).wait()
+    return _Job(command, _environment(), num_workers).wait()
 
 
 def _launcher() -> list[str]:
@@ -91,21 +97,53 @@ def _environment() -> dict[str, str]:
 class _Job:
     """A running launcher, in a session of its own so that the terminal's Ctrl-C reaches only this process."""
 
-    def __init__(self, command: list[str], environment: dict[str, str]) -> None:
+    def __init__(self, command: list[str], environment: dict[str, str], num_workers: int) -> None:
+        self._num_workers = num_workers
+        self._workers: dict[int, psutil.Process] = {}
         self._signal: int | None = None
         self._process = subprocess.Popen(command, env=environment, start_new_session=True)
 
     def wait(self) -> int:
         handlers = {number: signal.signal(number, self._stop) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
-            code = self._process.wait()
+            first = self._watch()
         finally:
             for number, handler in handlers.items():
                 signal.signal(number, handler)
             self._kill()
+        code = self._process.returncode
         if self._signal is not None:
             return 128 + self._signal
+        if code != 0 and first is not None:
+            print(f"worker {first} (stage {first}) was the first to end; the job ended with it", file=sys.stderr)
         return 128 - code if code < 0 else code
+
+    def _watch(self) -> int | None:
+        """Wait for the launcher; returns the worker that ended first, where it was seen."""
+        first = None
+        while self._process.poll() is None:
+            if first is None:
+                ended = [rank for rank, worker in self._find_workers().items() if not _alive(worker)]
+                first = ended[0] if len(ended) == 1 else None
+            time.sleep(_POLL_SECONDS)
+        return first
+
+    def _find_workers(self) -> dict[int, psutil.Process]:
+        """Worker processes by rank, looked for until all are found."""
+        if len(self._workers) == self._num_workers:
+            return self._workers
+        try:
+            children = psutil.Process(self._process.pid).children(recursive=True)
+        except psutil.Error:
+            return self._workers
+        for process in children:
+            try:
+                rank = process.environ().get("RANK")
+            except psutil.Error:
+                continue
+            if rank is not None:
+                self._workers.setdefault(int(rank), process)
+        return self._workers
 
     def _stop(self, number: int, frame: object) -> None:
         if self._signal is not None:
@@ -113,21 +151,11 @@ class _Job:
             return
         self._signal = number
         print("\nstopping after this epoch (once more ends at once)", file=sys.stderr, flush=True)
-        if not self._signal_worker():
+        worker = self._find_workers().get(0)
+        if worker is None or not _alive(worker):
             self._kill()
-
-    def _signal_worker(self) -> bool:
-        """Send SIGTERM to worker 0; False if it is not there (yet)."""
-        import psutil
-
-        for process in psutil.Process(self._process.pid).children(recursive=True):
-            try:
-                if process.environ().get("RANK") == "0":
-                    process.terminate()
-                    return True
-            except psutil.Error:
-                continue
-        return False
+        else:
+            worker.terminate()
 
     def _kill(self) -> None:
         """End whatever is left of the job."""
@@ -135,3 +163,10 @@ class _Job:
             os.killpg(self._process.pid, signal.SIGKILL)
         except ProcessLookupError:
             return
+
+
+def _alive(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.Error:
+        return False

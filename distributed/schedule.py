@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import Enum
+from itertools import pairwise
 
 __all__ = [
     "Action",
@@ -157,7 +158,7 @@ def check_schedule(schedule: Schedule) -> None:
         if any(sorted(order) != expected for order in seen.values()):
             raise ValueError(f"check_schedule: stage {stage} must run every micro-batch once, got {seen}")
         position = {(a.kind, m): i for i, a in enumerate(actions) for m in a.micro_batches}
-        if any(position[a, m] >= position[b, m] for a, b in zip(kinds, kinds[1:]) for m in expected):
+        if any(position[a, m] >= position[b, m] for a, b in pairwise(kinds) for m in expected):
             raise ValueError(f"check_schedule: stage {stage} must run forward, then backward, in this order")
         if [a.kind for a in actions].index(Kind.STEP) != len(actions) - 1:
             raise ValueError(f"check_schedule: stage {stage} must end with its one step")

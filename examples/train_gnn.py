@@ -36,6 +36,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     data.add_argument("--dataset", default="digits", help="digits, cora, citeseer, squirrel, chameleon or a path")
     data.add_argument("--data-root", default=None, help="folder that holds the data sets")
     data.add_argument("--split", type=int, default=0, help="which split, where a data set has several")
+    data.add_argument("--row-normalize", action="store_true", help="scale the features of a node to sum 1")
     data.add_argument("--model", choices=MODELS, default="gcnii")
     data.add_argument("--layers", type=int, default=32)
     data.add_argument("--hidden", type=int, default=64)
@@ -67,7 +68,11 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 def main() -> int:
     arguments = parse()
     if is_worker():
-        return train(arguments)
+        try:
+            return train(arguments)
+        except distributed.WorkerLost as error:
+            print(f"error: {error}", file=sys.stderr, flush=True)
+            return 1
     try:
         folder = prepare(arguments)
         code = launch(__file__, _command_line(folder), num_workers=arguments.workers, port=arguments.port)
@@ -100,7 +105,7 @@ def check_plan(arguments: argparse.Namespace) -> None:
     """Raise ValueError or FileNotFoundError for a run that could not start."""
     if arguments.workers < 1:
         raise ValueError(f"train_gnn: workers must be at least 1, got {arguments.workers}")
-    data = load_dataset(arguments.dataset, root=arguments.data_root)
+    data = load(arguments)
     section, _ = distributed.load_config(configuration(arguments))
     layers = distributed.layers_of(build(arguments, data))
     distributed.plan_stages(layers, data.features, arguments.workers, section.stage_bounds)
@@ -148,6 +153,12 @@ def configuration(arguments: argparse.Namespace) -> dict[str, Any]:
     return config
 
 
+def load(arguments: argparse.Namespace) -> Dataset:
+    """The data set, with the split that was asked for."""
+    data = load_dataset(arguments.dataset, root=arguments.data_root, row_normalize=arguments.row_normalize)
+    return data.split(arguments.split)
+
+
 def build(arguments: argparse.Namespace, data: Dataset) -> torch.nn.Module:
     """The model, with the same initial weights on every worker."""
     torch.manual_seed(arguments.seed)
@@ -162,10 +173,10 @@ def train(arguments: argparse.Namespace) -> int:
     arguments.__dict__.update(json.loads((folder / "config.json").read_text()))
     stop = StopFlag()
     device = distributed.init_distributed(arguments.device)
-    data = load_dataset(arguments.dataset, root=arguments.data_root)
+    data = load(arguments)
     engine = distributed.initialize(
         build(arguments, data), data.graph, features=data.features, labels=data.labels,
-        masks=data.masks(arguments.split), config=configuration(arguments), device=device,
+        masks=data.masks, config=configuration(arguments), device=device,
     )  # fmt: skip
     checkpoints = folder / "checkpoints"
     if distributed.find_latest(checkpoints):

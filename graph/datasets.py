@@ -51,6 +51,11 @@ class Dataset:
     def num_splits(self) -> int:
         return 1 if self.train_mask.dim() == 1 else self.train_mask.shape[1]
 
+    @property
+    def masks(self) -> dict[str, Tensor]:
+        """The three masks by name: train, val, test."""
+        return {"train": self.train_mask, "val": self.val_mask, "test": self.test_mask}
+
     def split(self, index: int) -> Dataset:
         """The same data with masks [num_nodes] of one of its splits."""
         if not 0 <= index < self.num_splits:

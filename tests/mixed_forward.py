@@ -1,5 +1,7 @@
 """Oracle of the pipelined epoch: the mixed forward of GNNPipe in dense float64, differentiated by autograd."""
 
+from itertools import pairwise
+
 import torch
 
 
@@ -24,7 +26,7 @@ class MixedGraph:
 
     def __init__(self, graph, bounds, order, history):
         self.matrices = {kind: propagation_matrix(graph, kind) for kind in ("sum", "mean", "gcn")}
-        self.rows = [slice(a, b) for a, b in zip(bounds, bounds[1:])]
+        self.rows = [slice(a, b) for a, b in pairwise(bounds)]
         self.order, self.history = order, history
         self.current = {}
         self.step = 0

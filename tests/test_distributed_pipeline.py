@@ -203,6 +203,7 @@ def _worker(rank, world, folder, name):
     dist.destroy_process_group()
 
 
+@pytest.mark.launch
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("world", WORLDS)
 def test_processes_equal_the_emulation(world, name, tmp_path):
@@ -220,7 +221,9 @@ def test_processes_equal_the_emulation(world, name, tmp_path):
         torch.testing.assert_close(gradient, expected["gradients"][key], rtol=1e-5, atol=1e-7)
     assert sorted(i for one in found for i in one["layers"]) == expected["layers"]
     states = 2 if name == "gcnii" else 1  # GCNII's initial state travels with the activations
-    assert found[0]["bytes"]["total"] == found[0]["bytes"]["layer_level"] == states * 2 * (world - 1) * NUM_NODES * 8 * 4
+    assert (
+        found[0]["bytes"]["total"] == found[0]["bytes"]["layer_level"] == states * 2 * (world - 1) * NUM_NODES * 8 * 4
+    )
 
 
 # Checkpoints.
@@ -265,7 +268,7 @@ def test_a_damaged_checkpoint_is_refused(damage, tmp_path):
         content = content[: len(content) // 2] if damage != "alter" else content[:100] + b"\0\1" + content[102:]
         with open(victim, "wb") as file:
             file.write(content)
-    with pytest.raises(ValueError, match="load_checkpoint: .* must be"):
+    with pytest.raises(ValueError, match=r"load_checkpoint: .* must be"):
         engine.load_checkpoint(tmp_path)
 
 

@@ -16,6 +16,8 @@ pytest.importorskip("deepspeed")
 pytest.importorskip("sklearn")
 pytest.importorskip("pymetis")
 
+pytestmark = pytest.mark.launch
+
 SCRIPT = Path(__file__).resolve().parents[1] / "examples" / "train_gnn.py"
 SMALL = ["--layers", "4", "--hidden", "16", "--evaluate-every", "2", "--save-every", "3"]
 
@@ -60,27 +62,33 @@ def workers_of(job):
     return found
 
 
-def test_a_run_leaves_metrics_plot_configuration_and_checkpoints(tmp_path):
-    done = run(tmp_path, *SMALL, "--epochs", "7")
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A finished run of 8 epochs."""
+    root = tmp_path_factory.mktemp("whole")
+    done = run(root, *SMALL, "--epochs", "8")
     assert done.returncode == 0, done.stderr
-    (folder,) = tmp_path.iterdir()
-    lines = metrics(folder)
-    assert [line["epoch"] for line in lines] == list(range(7))
+    (folder,) = root.iterdir()
+    return folder
+
+
+def test_a_run_leaves_metrics_plot_configuration_and_checkpoints(whole):
+    lines = metrics(whole)
+    assert [line["epoch"] for line in lines] == list(range(8))
     assert lines[-1]["loss"] < lines[0]["loss"]
     assert 0 <= lines[-1]["test_accuracy"] <= 1
     assert lines[0]["bytes"]["total"] == 2 * 2 * 1797 * 16 * 4  # GCNII over one boundary
-    assert (folder / "plot.png").read_bytes().startswith(b"\x89PNG")
-    assert json.loads((folder / "config.json").read_text())["layers"] == 4
-    assert json.loads((folder / "status.json").read_text())["state"] == "finished"
-    assert sorted(os.listdir(folder / "checkpoints")) == ["epoch_000006", "epoch_000007"]
+    assert (whole / "plot.png").read_bytes().startswith(b"\x89PNG")
+    assert json.loads((whole / "config.json").read_text())["layers"] == 4
+    assert json.loads((whole / "status.json").read_text())["state"] == "finished"
+    assert sorted(os.listdir(whole / "checkpoints")) == ["epoch_000006", "epoch_000008"]
 
 
-def test_resumed_run_has_the_numbers_of_an_uninterrupted_one(tmp_path):
-    whole = run(tmp_path, *SMALL, "--epochs", "8", "--name", "whole")
+def test_resumed_run_has_the_numbers_of_an_uninterrupted_one(whole, tmp_path):
     first = run(tmp_path, *SMALL, "--epochs", "4", "--name", "parts")
-    again = run(tmp_path, "--resume", "--name", "parts", "--epochs", "8")
-    assert [whole.returncode, first.returncode, again.returncode] == [0, 0, 0], again.stderr
-    assert losses(tmp_path / "parts") == losses(tmp_path / "whole")
+    again = run(tmp_path, "--resume", "--epochs", "8")
+    assert [first.returncode, again.returncode] == [0, 0], again.stderr
+    assert losses(tmp_path / "parts") == losses(whole)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -96,8 +104,9 @@ def test_a_signal_saves_and_leaves_cleanly(number, tmp_path):
 
 
 @pytest.mark.parametrize("rank", [0, 1])
-def test_a_killed_worker_ends_the_job_and_is_named(rank, tmp_path):
-    job = start(tmp_path, *SMALL, "--epochs", "100000")
+def test_a_killed_worker_ends_the_job_and_is_named(rank, whole, tmp_path):
+    """... within 30 s, and the job resumes from its last checkpoint with the numbers of an uninterrupted run."""
+    job = start(tmp_path, *SMALL, "--epochs", "100000", until_epoch=4)
     workers = workers_of(job)
     assert sorted(workers) == [0, 1]
     begin = time.monotonic()
@@ -107,24 +116,19 @@ def test_a_killed_worker_ends_the_job_and_is_named(rank, tmp_path):
     assert not any(process.is_running() for process in workers.values())
     log = (tmp_path / "log.txt").read_text()
     assert f"lost the connection to worker {rank} (stage {rank})" in log
-    assert "failed: a worker ended early" in log
-
-
-def test_a_killed_job_resumes_from_its_last_checkpoint(tmp_path):
-    job = start(tmp_path, *SMALL, "--epochs", "100000", until_epoch=5)
-    workers_of(job)[1].kill()
-    job.wait(timeout=60)
-    again = run(tmp_path, "--resume", "--epochs", "5")
-    assert again.returncode == 0, again.stderr
-    whole = run(tmp_path, *SMALL, "--epochs", "5", "--name", "whole")
-    assert whole.returncode == 0
-    assert losses(tmp_path / "run")[:5] == losses(tmp_path / "whole")
+    assert f"worker {rank} (stage {rank}) was the first to end" in log
+    assert "Traceback" not in log
+    if rank == 1:
+        epoch = int(max(os.listdir(tmp_path / "run" / "checkpoints")).removeprefix("epoch_"))
+        again = run(tmp_path, "--resume", "--epochs", str(max(epoch, 8)))
+        assert again.returncode == 0, again.stderr
+        assert losses(tmp_path / "run")[:8] == losses(whole)
 
 
 BAD = [
     pytest.param(["--dataset", "nowhere.npz"], "nowhere.npz", id="missing file"),
     pytest.param(["--workers", "0"], "workers must be at least 1, got 0", id="no worker"),
-    pytest.param(["--layers", "1", "--workers", "40"], "num_stages must be between 1 and", id="more stages than layers"),
+    pytest.param(["--layers", "1", "--workers", "40"], "num_stages must be between 1 and", id="more stages"),
     pytest.param(["--chunks", "3", "--workers", "4"], "num_chunks must be 1 or at least", id="few chunks"),
     pytest.param(["--config", "missing.json"], "missing.json", id="missing configuration"),
     pytest.param(["--resume"], "resume must find a run", id="nothing to resume"),
