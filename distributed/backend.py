@@ -93,7 +93,8 @@ class DeepSpeedBackend:
         if int(config.get("zero_optimization", {}).get("stage", 0)) > 2:
             raise ValueError("initialize: zero_optimization.stage must be 0, 1 or 2 (3 deadlocks in a pipeline), got 3")
         for parameter in module.parameters():
-            parameter.model_parallel = True  # else clipping leaves other stages out of the norm
+            # Else clipping leaves the other stages out of the norm. It is DeepSpeed's attribute, not torch's.
+            setattr(parameter, "model_parallel", True)  # noqa: B010
         with contextlib.redirect_stdout(io.StringIO()):  # it prints its topology
             grid = PipelineParallelGrid(topology=PipeDataParallelTopology(num_pp=num_stages, num_dp=1))
         self.engine, *_ = deepspeed.initialize(

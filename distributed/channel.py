@@ -26,7 +26,7 @@ class WorkerLost(RuntimeError):
 
 class _Pending(NamedTuple):
     peer: int
-    handles: list[dist.Work]
+    handles: list[dist.Work | None]
     tensors: tuple[Tensor, ...]  # kept alive until the transfer is over
 
 
@@ -99,7 +99,8 @@ class Channel:
     def _finish(self, pending: _Pending) -> None:
         with self.naming_lost_worker(pending.peer):
             for handle in pending.handles:
-                handle.wait()
+                if handle is not None:  # None in a process outside the group
+                    handle.wait()
 
     @contextmanager
     def naming_lost_worker(self, peer: int | None = None) -> Iterator[None]:

@@ -92,14 +92,14 @@ class ChunkedGraph:
     def begin_epoch(self, epoch: int) -> None:
         """Start from the historical rows (unless this epoch follows a snapshot)."""
         self.step = epoch
-        if self._keeps_history and epoch % self.refresh_period != 0:
-            for site in self.sites:
+        for site in self.sites:
+            if site.history is not None and epoch % self.refresh_period != 0:
                 site.inputs.copy_(site.history)
 
     def end_epoch(self, epoch: int) -> None:
         """Take the snapshot that is due and forget the gradients."""
         for site in self.sites:
-            if self._keeps_history and (epoch + 1) % self.refresh_period == 0:
+            if site.history is not None and (epoch + 1) % self.refresh_period == 0:
                 site.history.copy_(site.inputs)
             if self.num_chunks > 1 and self.drop_stale_gradients:
                 site.gradients.zero_()
@@ -209,14 +209,14 @@ class ChunkView:
 
 class _Aggregate(torch.autograd.Function):
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: Any, x: Tensor, residual: Tensor | None, view: ChunkView, site: _Site, p: Propagation, alpha: float
     ) -> Tensor:
         ctx.call = (view, site, p, alpha)
         return view.forward(site, x, p, residual, alpha)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         view, site, p, alpha = ctx.call
         grad_residual = alpha * grad if ctx.needs_input_grad[1] else None
         return view.backward(site, grad, p, alpha), grad_residual, None, None, None, None

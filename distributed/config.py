@@ -68,19 +68,25 @@ class PipelineConfig:
 
 def load_config(config: dict[str, Any] | str | os.PathLike | None) -> tuple[PipelineConfig, dict[str, Any]]:
     """Split a configuration (a dictionary or a JSON file) into the ``gossamer`` section and DeepSpeed's part."""
-    if config is None:
-        config = {}
-    elif not isinstance(config, dict):
-        with open(config) as file:
-            config = json.load(file)
-    deepspeed = {key: value for key, value in config.items() if key != "gossamer"}
-    section = config.get("gossamer", {})
+    whole: dict[str, Any] = _read(config) if isinstance(config, str | os.PathLike) else config or {}
+    deepspeed = {key: value for key, value in whole.items() if key != "gossamer"}
+    section = whole.get("gossamer", {})
     known = {field.name for field in fields(PipelineConfig)}
     unknown = sorted(set(section) - known)
     _require(not unknown, "config", f"made of {', '.join(sorted(known))}", unknown)
     if section.get("stage_bounds") is not None:
         section = section | {"stage_bounds": tuple(section["stage_bounds"])}
     return PipelineConfig(**section), deepspeed
+
+
+def _read(path: str | os.PathLike) -> dict[str, Any]:
+    with open(path) as file:
+        try:
+            whole = json.load(file)
+        except ValueError as error:
+            raise ValueError(f"initialize: config must be JSON, got {error} in {os.fspath(path)}") from error
+    _require(isinstance(whole, dict), "config", "a JSON object", type(whole).__name__)
+    return whole
 
 
 def _require(condition: bool, name: str, requirement: str, value: object) -> None:

@@ -12,8 +12,10 @@ import sys
 import sysconfig
 import time
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-import psutil
+if TYPE_CHECKING:
+    import psutil
 
 __all__ = ["free_port", "is_worker", "launch", "require_port"]
 
@@ -132,6 +134,8 @@ class _Job:
         """Worker processes by rank, looked for until all are found."""
         if len(self._workers) == self._num_workers:
             return self._workers
+        import psutil  # comes with deepspeed
+
         try:
             children = psutil.Process(self._process.pid).children(recursive=True)
         except psutil.Error:
@@ -166,6 +170,8 @@ class _Job:
 
 
 def _alive(process: psutil.Process) -> bool:
+    import psutil
+
     try:
         return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
     except psutil.Error:

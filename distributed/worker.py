@@ -165,12 +165,12 @@ class _Seed(torch.autograd.Function):
     network through an engine that takes scalars only."""
 
     @staticmethod
-    def forward(ctx: Any, gradients: State, *outputs: Tensor) -> Tensor:  # type: ignore[override]
+    def forward(ctx: Any, gradients: State, *outputs: Tensor) -> Tensor:
         ctx.gradients = gradients
         return outputs[0].new_zeros(())
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         return (None, *ctx.gradients)
 
 
