@@ -172,10 +172,10 @@ class ChunkView:
             raise ValueError("aggregate: weight must be None in a pipelined layer (edge weights belong to the graph)")
         if reduce not in ("sum", "mean"):
             raise ValueError(f"aggregate: reduce must be sum or mean in a pipelined layer, got {reduce!r}")
-        return self._propagate(x, propagation(self._chunked.graph, reduce), None, 0.0)
+        return self._propagate(x, propagation(self._chunked.graph, reduce, dtype=x.dtype), None, 0.0)
 
     def gcn_aggregate(self, x: Tensor, *, residual: Tensor | None = None, alpha: float = 0.0) -> Tensor:
-        return self._propagate(x, propagation(self._chunked.graph, "gcn"), residual, alpha)
+        return self._propagate(x, propagation(self._chunked.graph, "gcn", dtype=x.dtype), residual, alpha)
 
     def _propagate(self, x: Tensor, p: Propagation, residual: Tensor | None, alpha: float) -> Tensor:
         site = self._chunked.site(self._next_site, x)
