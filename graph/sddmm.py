@@ -15,7 +15,7 @@ def _(a: Tensor, b: Tensor, rowptr: Tensor, col: Tensor, *others: Any) -> Tensor
     return a.new_empty(col.shape[0], dtype=torch.float64 if a.dtype == torch.float64 else torch.float32)
 
 
-def _setup_context(ctx: Any, inputs: Any, output: Tensor) -> None:
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     *tensors, ctx.factor, rowptr_t, col_t, edge_ids_t = (*inputs, *[None] * (11 - len(inputs)))
     ctx.save_for_backward(*tensors, rowptr_t, col_t, edge_ids_t)
 
