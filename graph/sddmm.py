@@ -16,8 +16,9 @@ def _(a: Tensor, b: Tensor, rowptr: Tensor, col: Tensor, *others: Any) -> Tensor
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    *tensors, ctx.factor, rowptr_t, col_t, edge_ids_t = (*inputs, *[None] * (11 - len(inputs)))
-    ctx.save_for_backward(*tensors, rowptr_t, col_t, edge_ids_t)
+    given = [*inputs, *[None] * (11 - len(inputs))]  # the transposed graph may be left out
+    ctx.factor = given.pop(7)
+    ctx.save_for_backward(*given)
 
 
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
