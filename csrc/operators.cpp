@@ -22,6 +22,12 @@ STABLE_TORCH_LIBRARY(gossamer, m) {
       "expert_mlp_backward(Tensor grad, Tensor x, Tensor order, Tensor offsets, Tensor? gates, Tensor w_in, "
       "Tensor w_out, Tensor hidden, int k, str activation, bool weights) -> (Tensor, Tensor, Tensor, Tensor)");
 
+  // attention: one or a few query positions against a cache
+  m.def(
+      "decode_attention(Tensor q, Tensor k, Tensor v, Tensor? seq_lens, Tensor? block_table, float scale, int window, "
+      "Tensor? sinks, float softcap, Tensor? alibi_slopes, Tensor? tree_mask, Tensor? k_scale, Tensor? v_scale) -> "
+      "(Tensor, Tensor)");
+
   // segment: sums over the in-neighbours of a CSR graph
   m.def(
       "aggregate(Tensor x, Tensor rowptr, Tensor col, Tensor? weight, Tensor? edge_ids, Tensor? row_scale, "

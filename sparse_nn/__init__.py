@@ -1,6 +1,7 @@
 """Sparse transformers: hash and learned routing, experts, attention with shared keys."""
 
 import gossamer  # noqa: F401  (loads the operators)
+from gossamer.sparse_nn.decode_attention import decode_attention, merge_attention
 from gossamer.sparse_nn.dispatch import combine, dispatch
 from gossamer.sparse_nn.expert_mlp import expert_mlp
 from gossamer.sparse_nn.hash_tables import (
@@ -33,4 +34,6 @@ __all__ = [
     "RoutePlan", "hash_plan",
     # rows to experts and back
     "dispatch", "combine", "expert_mlp",
+    # attention over a cache
+    "decode_attention", "merge_attention",
 ]  # fmt: skip

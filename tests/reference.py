@@ -123,3 +123,33 @@ def gcn_aggregate(rowptr: Tensor, col: Tensor, weight: Tensor | None, x: Tensor)
     matrix = matrix.index_put((rows, col.long()), edges, accumulate=True)  # A + I
     scale = matrix.sum(1).rsqrt()
     return scale[:, None] * (matrix @ (scale[:, None] * x.double()))
+
+
+def decode_attention(q, k, v, *, seq_lens=None, scale=None, window=None, sinks=None, softcap=None, alibi_slopes=None,
+                     tree_mask=None):  # fmt: skip
+    """Output and logsumexp of every query against a contiguous cache, one softmax per query and head."""
+    q, k, v = q.double(), k.double(), v.double()
+    out, lse = q.new_zeros(*q.shape[:3], v.shape[3]), q.new_full(q.shape[:3], -torch.inf)
+    for b, i, h in torch.cartesian_prod(*(torch.arange(n) for n in q.shape[:3])).tolist():
+        length = k.shape[1] if seq_lens is None else int(seq_lens[b])
+        first_draft, kv_head = length - q.shape[1], h * k.shape[2] // q.shape[2]
+        j = torch.arange(length)
+        distance = first_draft + i - j
+        seen = distance >= 0
+        if tree_mask is not None:
+            row = tree_mask[b % len(tree_mask), i]
+            seen = (j < first_draft) | row[(j - first_draft).clamp(min=0)]
+        if window is not None:
+            seen = seen & (distance < window)
+        score = k[b, :length, kv_head] @ q[b, i, h] * (q.shape[3] ** -0.5 if scale is None else scale)
+        if softcap is not None:
+            score = softcap * torch.tanh(score / softcap)
+        if alibi_slopes is not None:
+            score = score - alibi_slopes[h].double() * distance
+        score = torch.where(seen, score, -torch.inf)
+        if sinks is not None:
+            score = torch.cat([score, sinks[h : h + 1].double()])
+        if score.numel() and score.max() > -torch.inf:
+            out[b, i, h] = torch.softmax(score, 0)[:length] @ v[b, :length, kv_head]
+            lse[b, i, h] = score.logsumexp(0)
+    return out, lse

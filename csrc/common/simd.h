@@ -68,7 +68,7 @@ struct Simd<Half> {
 
   static Vector load(const Half* p) {
 #if GOSSAMER_VECTOR_BYTES == 64
-    return (Vector)_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+    return (Vector)_mm512_maskz_cvtph_ps(0xffff, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
 #elif GOSSAMER_VECTOR_BYTES == 32
     return (Vector)_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
 #else
@@ -80,7 +80,8 @@ struct Simd<Half> {
   // Rounds to nearest even.
   static void store(Half* p, Vector v) {
 #if GOSSAMER_VECTOR_BYTES == 64
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtps_ph((__m512)v, _MM_FROUND_TO_NEAREST_INT));
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p),
+                        _mm512_maskz_cvtps_ph(0xffff, (__m512)v, _MM_FROUND_TO_NEAREST_INT));
 #elif GOSSAMER_VECTOR_BYTES == 32
     _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_cvtps_ph((__m256)v, _MM_FROUND_TO_NEAREST_INT));
 #else

@@ -1,0 +1,235 @@
+// The two small matrix products of decode_attention and the exponential between them. Included by decode_attention.h.
+//
+// A vector of kLanes lanes holds kRows query rows times kChunk = kLanes / kRows neighbouring words of one key: with
+// many rows every lane is a row and keys are broadcast, with one row the lanes run along the key. A word is one float,
+// or two bfloat16 where the processor multiplies pairs.
+
+using Float = Simd<float>;
+using Vector = Float::Vector;
+using Words [[gnu::vector_size(GOSSAMER_VECTOR_BYTES)]] = uint32_t;
+constexpr int kLanes = Float::kLanes;
+constexpr int kAccumulators = kLanes == 16 ? 16 : 8;  // half of the vector registers
+constexpr float kLog2E = 1.44269504088896341f;
+constexpr float kInfinity = std::numeric_limits<float>::infinity();
+
+inline Words load_words(const void* p) {
+  Words w;
+  std::memcpy(&w, p, sizeof(w));
+  return w;
+}
+
+inline Vector as_float(Words w) { return reinterpret_cast<Vector>(w); }
+inline Words as_words(Vector v) { return reinterpret_cast<Words>(v); }
+
+struct FloatDot {
+  static constexpr int kPack = 1;
+  static Vector mul_add(Vector acc, Words a, Words b) { return acc + as_float(a) * as_float(b); }
+};
+
+#ifdef GOSSAMER_BF16_DOT
+struct Bf16Dot {
+  static constexpr int kPack = 2;
+  static Vector mul_add(Vector acc, Words a, Words b) {
+    return (Vector)_mm512_dpbf16_ps((__m512)acc, (__m512bh)a, (__m512bh)b);
+  }
+};
+#else
+using Bf16Dot = FloatDot;
+#endif
+
+// kChunk words from memory, repeated over the vector.
+template <int kChunk>
+inline Words broadcast(const void* p) {
+#if GOSSAMER_VECTOR_BYTES == 64
+  if constexpr (kChunk == 2) return (Words)_mm512_set1_epi64(*static_cast<const long long*>(p));
+  if constexpr (kChunk == 4)
+    return (Words)_mm512_maskz_broadcast_i32x4(0xffff, _mm_loadu_si128(static_cast<const __m128i*>(p)));
+  if constexpr (kChunk == 8)
+    return (Words)_mm512_maskz_broadcast_i64x4(0xff, _mm256_loadu_si256(static_cast<const __m256i*>(p)));
+#endif
+  if constexpr (kChunk == kLanes) return load_words(p);
+  Words w;
+  uint32_t chunk[kChunk];
+  std::memcpy(chunk, p, sizeof(chunk));
+  if constexpr (kChunk == 1) return chunk[0] - Words{};
+  for (int i = 0; i < kLanes; ++i) w[i] = chunk[i % kChunk];
+  return w;
+}
+
+template <int kHalf, int kFrom, int... i>
+inline Vector select_halves(Vector a, Vector b, std::integer_sequence<int, i...>) {
+  return __builtin_shufflevector(a, b, ((i & kHalf) == 0 ? i + kFrom : kLanes + i - kHalf + kFrom)...);
+}
+
+// lane (r, c) of the result = sum over c' of lane (r, c') of acc[c]: kChunk keys end in one vector.
+template <int kChunk>
+inline Vector reduce_chunks(Vector (&acc)[kChunk]) {
+  if constexpr (kChunk == 1) {
+    return acc[0];
+  } else {
+    constexpr int kHalf = kChunk / 2;
+    using Lanes = std::make_integer_sequence<int, kLanes>;
+    Vector sums[kHalf];
+#pragma GCC unroll 16
+    for (int k = 0; k < kHalf; ++k) {
+      sums[k] = select_halves<kHalf, 0>(acc[k], acc[k + kHalf], Lanes{}) +
+                select_halves<kHalf, kHalf>(acc[k], acc[k + kHalf], Lanes{});
+    }
+    return reduce_chunks(sums);
+  }
+}
+
+// 2^x for x <= 0, relative error below 3e-7; 0 below the normal numbers, NaN for NaN.
+inline Vector exp2_vector(Vector x) {
+  const Vector magic = 12582912.0f - Vector{};  // 1.5 * 2^23: adding it rounds to an integer
+  const Vector clamped = x < -126.0f ? -126.0f - Vector{} : x;
+  const Vector shifted = clamped + magic;
+  const Vector r = clamped - (shifted - magic);  // [-0.5, 0.5]
+  Vector p = 1.33906565e-3f - Vector{};
+  p = p * r + 9.61817026e-3f;
+  p = p * r + 5.55036e-2f;
+  p = p * r + 2.40226507e-1f;
+  p = p * r + 6.93147182e-1f;
+  p = p * r + 1.0f;
+  const Vector result = as_float(as_words(p) + (as_words(shifted) << 23));
+  return x < -126.0f ? Vector{} : result;
+}
+
+inline Vector tanh_vector(Vector x) {
+  const Words sign = as_words(x) & 0x80000000u;
+  const Vector t = exp2_vector(as_float(as_words(x) | 0x80000000u) * (2 * kLog2E));
+  return as_float(as_words((1.0f - t) / (1.0f + t)) | sign);
+}
+
+// Keys per tile of scores: enough sums in flight to hide the latency of the multiplication.
+template <int kRows>
+constexpr int kTileKeys = std::max(kLanes / kRows, kAccumulators / 2);
+
+// scores[key / kChunk][v][lane] = factor * dot(query row, key) for one tile of keys.
+//   q [steps][kVectors][kLanes] words, keys: kTileKeys rows of steps * kChunk words
+template <typename Dot, int kRows, int kVectors>
+inline void score_tile(const uint32_t* q, const char* const* keys, int64_t steps, float factor, float* scores) {
+  constexpr int kChunk = kLanes / kRows, kTile = kTileKeys<kRows>;
+  constexpr int kSums = kVectors == 1 && 2 * kTile <= kAccumulators ? 2 : 1;
+  Vector acc[kSums][kVectors][kTile];
+  const char* key[kTile];
+#pragma GCC unroll 16
+  for (int t = 0; t < kTile; ++t) {
+    key[t] = keys[t];
+    for (int v = 0; v < kVectors; ++v) {
+      acc[0][v][t] = Vector{};
+      acc[kSums - 1][v][t] = Vector{};
+    }
+  }
+  const auto step = [&](int64_t s, Vector(&sums)[kVectors][kTile]) {
+    Words rows[kVectors];
+    for (int v = 0; v < kVectors; ++v) rows[v] = load_words(q + (s * kVectors + v) * kLanes);
+#pragma GCC unroll 16
+    for (int t = 0; t < kTile; ++t) {
+      const Words word = broadcast<kChunk>(key[t] + s * kChunk * sizeof(uint32_t));
+      for (int v = 0; v < kVectors; ++v) sums[v][t] = Dot::mul_add(sums[v][t], rows[v], word);
+    }
+  };
+  int64_t s = 0;
+  for (; s + kSums <= steps; s += kSums) {
+    step(s, acc[0]);
+    if constexpr (kSums == 2) step(s + 1, acc[1]);
+  }
+  if (s < steps) step(s, acc[0]);
+#pragma GCC unroll 2
+  for (int v = 0; v < kVectors; ++v) {
+#pragma GCC unroll 16
+    for (int t = 0; t < kTile; t += kChunk) {
+      Vector sums[kChunk];
+#pragma GCC unroll 16
+      for (int c = 0; c < kChunk; ++c)
+        sums[c] = kSums == 2 ? acc[0][v][t + c] + acc[kSums - 1][v][t + c] : acc[0][v][t + c];
+      Float::store(scores + (t / kChunk * kVectors + v) * kLanes, factor * reduce_chunks(sums));
+    }
+  }
+}
+
+// Values that were converted and packed beforehand: panels of 2 vectors, [value_dim / 2 vectors][unit][2 kLanes] words.
+struct PackedValues {
+  const uint32_t* data;
+  int64_t units;
+  template <int kChunk, int kVectors>
+  void load(int64_t unit, int64_t d, Words* out) const {
+    const uint32_t* p = data + (d / (2 * kLanes) * units + unit) * 2 * kLanes;
+    for (int v = 0; v < kVectors; ++v) out[v] = load_words(p + (v / 2 * units * 2 + v % 2) * kLanes);
+  }
+};
+
+// Values read where they lie. A unit is the pair of keys (2 g kChunk + c, 2 g kChunk + kChunk + c) for bfloat16
+// words, the order in which softmax() pairs the probabilities, and one key for floats.
+template <typename Dot>
+struct DirectValues {
+  const char* const* rows;
+  const char* const* next;  // rows of the step that follows, fetched ahead here
+  int64_t next_bytes;
+
+  template <int kChunk, int kVectors>
+  void load(int64_t unit, int64_t d, Words* out) const {
+    if constexpr (Dot::kPack == 1) {
+      for (int v = 0; v < kVectors; ++v) out[v] = load_words(rows[unit] + (d + v * kLanes) * sizeof(float));
+      fetch_ahead<kVectors>(unit, d * sizeof(float));
+    } else {
+      using Halves [[gnu::vector_size(GOSSAMER_VECTOR_BYTES)]] = uint16_t;
+      const int64_t a = unit / kChunk * 2 * kChunk + unit % kChunk, b = a + kChunk;
+      for (int v = 0; v < kVectors; v += 2) {
+        Halves x, y;
+        std::memcpy(&x, rows[a] + (d + v * kLanes) * 2, sizeof(x));
+        std::memcpy(&y, rows[b] + (d + v * kLanes) * 2, sizeof(y));
+        interleave(x, y, out + v, std::make_integer_sequence<int, kLanes>{});
+      }
+      fetch_ahead<kVectors / 2>(a, d * 2);
+      fetch_ahead<kVectors / 2>(b, d * 2);
+    }
+  }
+  template <int kVectors>
+  void fetch_ahead(int64_t key, int64_t offset) const {
+    for (int v = 0; v < kVectors; ++v) {
+      if (offset < next_bytes) __builtin_prefetch(next[key] + offset + v * GOSSAMER_VECTOR_BYTES, 0, 2);
+    }
+  }
+  template <typename Halves, int... i>
+  static void interleave(Halves x, Halves y, Words* out, std::integer_sequence<int, i...>) {
+    constexpr int kHalves = 2 * kLanes;
+    out[0] =
+        (Words)__builtin_shufflevector(x, y, (i / 2 + (i % 2) * kHalves)..., (i / 2 + kLanes / 2 + i % 2 * kHalves)...);
+    out[1] = (Words)__builtin_shufflevector(x, y, (i / 2 + kLanes + i % 2 * kHalves)...,
+                                            (i / 2 + kLanes + kLanes / 2 + i % 2 * kHalves)...);
+  }
+};
+
+// out[m][d] = sum over units of probability[unit][row m] * value[unit][d] for kBlock rows and kVectors vectors of d.
+//   probabilities [groups][stride words], row m at word m * kChunk, its kChunk units side by side
+template <typename Dot, int kChunk, int kBlock, int kVectors, typename Values>
+inline void value_tile(const uint32_t* probabilities, int64_t stride, int64_t groups, const Values& values, int64_t d,
+                       float* out, int64_t out_stride) {
+  Vector acc[kBlock][kVectors];
+#pragma GCC unroll 16
+  for (int m = 0; m < kBlock; ++m) {
+#pragma GCC unroll 8
+    for (int v = 0; v < kVectors; ++v) acc[m][v] = Vector{};
+  }
+  for (int64_t g = 0; g < groups; ++g) {
+    const uint32_t* p = probabilities + g * stride;
+#pragma GCC unroll 4
+    for (int c = 0; c < kChunk; ++c) {
+      Words value[kVectors];
+      values.template load<kChunk, kVectors>(g * kChunk + c, d, value);
+#pragma GCC unroll 16
+      for (int m = 0; m < kBlock; ++m) {
+        const Words word = p[m * kChunk + c] - Words{};
+#pragma GCC unroll 8
+        for (int v = 0; v < kVectors; ++v) acc[m][v] = Dot::mul_add(acc[m][v], word, value[v]);
+      }
+    }
+  }
+#pragma GCC unroll 16
+  for (int m = 0; m < kBlock; ++m) {
+#pragma GCC unroll 8
+    for (int v = 0; v < kVectors; ++v) Float::store(out + m * out_stride + d + v * kLanes, acc[m][v]);
+  }
+}
