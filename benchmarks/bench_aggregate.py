@@ -7,7 +7,6 @@ from functools import lru_cache
 from typing import Any
 
 import torch
-from graphs import rmat
 from torch import Tensor
 
 from gossamer.graph import CSR, aggregate, gcn_aggregate
@@ -15,6 +14,7 @@ from gossamer.graph.order import _stable_order
 
 import harness
 from cost import aggregate_cost
+from graphs import rmat
 
 CAPABILITY = "Aggregation"
 DETAIL = "R-MAT, 131072 nodes, 1.7 M edges, weighted"

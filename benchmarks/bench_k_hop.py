@@ -6,12 +6,12 @@ from functools import lru_cache
 from itertools import pairwise
 from typing import Any
 
-import graphs
 import torch
 from torch import Tensor
 
 from gossamer.graph import CSR, k_hop, k_hop_count, k_hop_pairs
 
+import graphs
 import harness
 
 CAPABILITY = "k-hop rewiring"

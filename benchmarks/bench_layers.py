@@ -11,12 +11,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-import harness
 from gossamer.graph import CSR, GCN, GCNII, GCN2Conv, GCNConv, GraphSequential
+
+import harness
 from graphs import rmat
 
 WIDTH, NUM_LAYERS, NUM_CLASSES = 64, 16, 16
-Problem = tuple[Tensor, Tensor, Tensor]
+Problem = tuple[CSR, Tensor, Tensor]
 
 
 class PyGGCN(nn.Module):
@@ -60,23 +61,23 @@ PEERS: dict[type[GraphSequential], type[nn.Module]] = {GCN: PyGGCN, GCNII: PyGGC
 
 @lru_cache
 def problem(scale: int) -> Problem:
-    """The edges of an R-MAT graph of 2^scale nodes with about 16 edges per node, features and classes."""
+    """An R-MAT graph of 2^scale nodes with about 16 edges per node, features and classes."""
     num_nodes = 1 << scale
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(num_nodes, WIDTH, generator=generator)
-    return rmat(scale, 9 * num_nodes), x, torch.randint(NUM_CLASSES, (num_nodes,), generator=generator)
+    return rmat(scale, 16 * num_nodes), x, torch.randint(NUM_CLASSES, (num_nodes,), generator=generator)
 
 
 def epochs(
     model_class: type[GraphSequential], form: str, dropout: float, data: Problem
 ) -> dict[str, Callable[[], Tensor]]:
     """One epoch of our model and of PyG's, from equal weights; form is the adjacency that PyG gets."""
-    edge_index, x, target = data
-    graph = CSR.from_edge_index(edge_index, x.shape[0])
-    adjacency = edge_index
+    graph, x, target = data
+    adjacency = graph.to_edge_index()
     if form == "csr":
+        size = (graph.num_nodes, graph.num_nodes)
         ones = torch.ones(graph.num_edges)
-        adjacency = torch.sparse_csr_tensor(graph.rowptr, graph.col.long(), ones, check_invariants=False)
+        adjacency = torch.sparse_csr_tensor(graph.rowptr, graph.col.long(), ones, size, check_invariants=False)
     ours = model_class(WIDTH, WIDTH, NUM_CLASSES, NUM_LAYERS, dropout)
     theirs = PEERS[model_class](dropout)
     for mine, peer in zip((m for m in ours if isinstance(m, GCNConv | GCN2Conv | nn.Linear)), theirs.layers):
@@ -105,9 +106,9 @@ def against_pyg(model_class: type[GraphSequential], form: str) -> harness.Figure
     small = epochs(model_class, form, 0.0, problem(10))
     for _ in range(3):  # each loss depends on all gradients before it
         torch.testing.assert_close(small["ours"](), small["PyG"](), atol=1e-4, rtol=1e-4)
-    edge_index, x, _ = problem(16)
+    graph = problem(16)[0]
     times = harness.compare(epochs(model_class, form, 0.5, problem(16)), repeats=7, warmup=1, max_seconds=20)
-    return times.figure("PyG", "ours", f"R-MAT, {x.shape[0]} nodes, {edge_index.shape[1]} edges")
+    return times.figure("PyG", "ours", f"R-MAT, {graph.num_nodes} nodes, {graph.num_edges} edges")
 
 
 CSR_CLAIM = "{}, 16 layers of width 64, one epoch on one thread, against PyG on a CSR adjacency"
