@@ -22,7 +22,17 @@ from gossamer.sparse_nn.hashes import (
     previous_token_hash,
     token_hash,
 )
+from gossamer.sparse_nn.losses import importance_loss, load_balance_loss, load_loss, router_z_loss
+from gossamer.sparse_nn.moe import MoE
 from gossamer.sparse_nn.route_plan import RoutePlan, hash_plan
+from gossamer.sparse_nn.routers import (
+    BalancedAssignmentRouter,
+    ExpertChoiceRouter,
+    SinkhornRouter,
+    TopKRouter,
+    WeightedHashRouter,
+)
+from gossamer.sparse_nn.routing import HashRouter, RandomRouter, Router, Routing
 
 __all__ = [
     # hash tables
@@ -36,4 +46,8 @@ __all__ = [
     "dispatch", "combine", "expert_mlp",
     # attention over a cache
     "decode_attention", "merge_attention",
+    # routers, their losses, and the layer
+    "Router", "Routing", "HashRouter", "WeightedHashRouter", "TopKRouter", "ExpertChoiceRouter",
+    "BalancedAssignmentRouter", "SinkhornRouter", "RandomRouter", "importance_loss", "load_balance_loss", "load_loss",
+    "router_z_loss", "MoE",
 ]  # fmt: skip

@@ -1,0 +1,231 @@
+"""Routers with learned scores: top-k in its variants, expert choice, balanced assignment, Sinkhorn, weighted hash."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from gossamer.sparse_nn._checks import require
+from gossamer.sparse_nn.assignment import balanced_assignment, sinkhorn
+from gossamer.sparse_nn.losses import importance_loss, load_balance_loss, load_loss, router_z_loss
+from gossamer.sparse_nn.routing import Router, Routing, checked_token_ids
+
+__all__ = [
+    "BalancedAssignmentRouter", "ExpertChoiceRouter", "SinkhornRouter", "TopKRouter", "WeightedHashRouter",
+]  # fmt: skip
+
+SCORES: dict[str, Callable[[Tensor], Tensor]] = {
+    "softmax": lambda logits: logits.softmax(-1),
+    "sigmoid": torch.sigmoid,
+    "sqrt_softplus": lambda logits: functional.softplus(logits).sqrt(),
+}
+
+
+class LearnedRouter(Router):
+    """A router with one score vector per expert: logits = x weight^T in float32, also under autocast."""
+
+    def __init__(self, d_model: int, num_experts: int, top_k: int = 1, **capacity: Any) -> None:
+        super().__init__(num_experts, top_k, **capacity)
+        self.weight = nn.Parameter(torch.empty(num_experts, d_model))
+        nn.init.normal_(self.weight, std=0.02)
+
+    def logits(self, x: Tensor) -> Tensor:
+        with torch.autocast(x.device.type, enabled=False):
+            return x.float() @ self.weight.float().T  # [num_tokens, num_experts]
+
+
+class TopKRouter(LearnedRouter):
+    """Each token to the k experts with the highest scores.
+
+    Args:
+        d_model: width of a token.
+        num_experts: number of experts.
+        top_k: experts per token.
+        score: softmax, sigmoid or sqrt_softplus of the logits.
+        normalize: divide the k gates by their sum.
+        route_scale: factor on the gates.
+        noisy: add learned Gaussian noise to the logits in training; then the losses of Shazeer et al. apply.
+        num_groups, top_groups: choose only within the top groups of consecutive experts, by the sum of each group's two
+            best scores.
+        bias_rate: balance without a loss: a bias, used for choosing alone, moves by this towards less loaded experts
+            whenever ``update_bias`` is called. 0 leaves it out.
+        balance_weight, z_weight: of the load balance loss (importance and load, where noisy) and the z loss.
+        capacity_factor, min_capacity: see ``Router``. Switch is top_k 1 with a capacity; GShard top_k 2, normalized.
+
+    Source: Shazeer et al. 2017 (noise), Fedus et al. 2021 (Switch), Lepikhin et al. 2020 (GShard), Zoph et al. 2022
+    (z loss), DeepSeek-AI 2024 (sigmoid, groups), Wang et al. 2024 (balance without a loss).
+    """
+
+    bias: Tensor
+    counts: Tensor
+
+    def __init__(
+        self,
+        d_model: int,
+        num_experts: int,
+        top_k: int = 1,
+        *,
+        score: str = "softmax",
+        normalize: bool = False,
+        route_scale: float = 1.0,
+        noisy: bool = False,
+        num_groups: int = 1,
+        top_groups: int = 1,
+        bias_rate: float = 0.0,
+        balance_weight: float = 0.0,
+        z_weight: float = 0.0,
+        **capacity: Any,
+    ) -> None:
+        super().__init__(d_model, num_experts, top_k, **capacity)
+        require(score in SCORES, "TopKRouter", "score", f"one of {', '.join(SCORES)}", repr(score))
+        require(num_experts % num_groups == 0, "TopKRouter", "num_groups", f"a divisor of {num_experts}", num_groups)
+        require(
+            top_k <= top_groups * (num_experts // num_groups), "TopKRouter", "top_k", "within the top groups", top_k
+        )
+        require(not noisy or top_k < num_experts, "TopKRouter", "top_k", "below num_experts where noisy", top_k)
+        self.score, self.normalize, self.route_scale = score, normalize, route_scale
+        self.num_groups, self.top_groups = num_groups, top_groups
+        self.bias_rate, self.balance_weight, self.z_weight = bias_rate, balance_weight, z_weight
+        self.noise_weight = nn.Parameter(torch.zeros(num_experts, d_model)) if noisy else None
+        self.register_buffer("bias", torch.zeros(num_experts))
+        self.register_buffer("counts", torch.zeros(num_experts), persistent=False)
+
+    def forward(self, x: Tensor, token_ids: Tensor | None = None) -> Routing:
+        clean = self.logits(x)
+        noisy, std = self._add_noise(clean, x)
+        scores = SCORES[self.score](noisy)
+        ids = self._allowed(scores.detach() + self.bias).topk(self.top_k, dim=-1).indices
+        gates = normalized(scores.gather(1, ids), self.normalize) * self.route_scale
+        load = self._load(ids)
+        if self.training and self.bias_rate > 0:
+            self.counts += load
+        return Routing(ids, gates, self._loss(clean, noisy, std, scores, ids), {"load": load})
+
+    def update_bias(self) -> None:
+        """Move the bias towards balance after a step: b += rate * sign(mean load - load). Call it once per step."""
+        self.bias += self.bias_rate * torch.sign(self.counts.mean() - self.counts)
+        self.counts.zero_()
+
+    def _add_noise(self, clean: Tensor, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        if self.noise_weight is None or not self.training:
+            return clean, None
+        std = functional.softplus(x.float() @ self.noise_weight.float().T) + 1e-2
+        return clean + torch.randn_like(clean) * std, std
+
+    def _allowed(self, scores: Tensor) -> Tensor:
+        """Scores with those outside the top groups at minus infinity."""
+        if self.num_groups == 1:
+            return scores
+        groups = scores.unflatten(1, (self.num_groups, -1))
+        best = groups.topk(min(2, groups.shape[-1]), dim=-1).values.sum(-1)
+        kept = torch.zeros_like(best, dtype=torch.bool).scatter(1, best.topk(self.top_groups, dim=-1).indices, True)
+        return groups.masked_fill(~kept[..., None], float("-inf")).flatten(1)
+
+    def _loss(self, clean: Tensor, noisy: Tensor, std: Tensor | None, scores: Tensor, ids: Tensor) -> Tensor:
+        loss = clean.new_zeros(())
+        if self.balance_weight > 0 and std is None:
+            probabilities = scores / scores.sum(-1, keepdim=True)
+            loss = loss + self.balance_weight * load_balance_loss(probabilities, ids)
+        elif self.balance_weight > 0 and std is not None:
+            top = torch.zeros_like(scores).scatter(1, ids, scores.gather(1, ids))
+            loss = loss + self.balance_weight * (importance_loss(top) + load_loss(clean, noisy, std, self.top_k))
+        if self.z_weight > 0:
+            loss = loss + self.z_weight * router_z_loss(clean)
+        return loss
+
+
+class WeightedHashRouter(LearnedRouter):
+    """The table chooses the experts, learned scores weigh them: gates of the k chosen experts, normalized and scaled.
+
+    Args:
+        d_model: width of a token.
+        table: [vocab_size, k], in [0, num_experts).
+        num_experts: number of experts.
+        route_scale: factor on the gates, which sum to 1 before.
+
+    Source: DeepSeek-AI 2026, DeepSeek-V4 technical report (sqrt-softplus scores); table after Roller et al. 2021.
+    """
+
+    table: Tensor
+
+    def __init__(self, d_model: int, table: Tensor, num_experts: int, *, route_scale: float = 1.0) -> None:
+        require(table.dim() == 2, "WeightedHashRouter", "table", "[vocab_size, k]", tuple(table.shape))
+        super().__init__(d_model, num_experts, table.shape[1])
+        self.route_scale = route_scale
+        self.register_buffer("table", table)
+
+    def forward(self, x: Tensor, token_ids: Tensor | None = None) -> Routing:
+        ids = self.table[checked_token_ids("WeightedHashRouter", token_ids, x)].long()
+        scores = SCORES["sqrt_softplus"](self.logits(x).gather(1, ids))
+        loss = scores.new_zeros(())
+        return Routing(ids, normalized(scores, True) * self.route_scale, loss, {"load": self._load(ids)})
+
+
+class ExpertChoiceRouter(LearnedRouter):
+    """Each expert takes the capacity_factor * T / E tokens with the highest probability.
+
+    A token may get 0 to E experts. The choice looks at the whole batch, later tokens included: it is not for causal
+    language models.
+
+    Source: Zhou et al. 2022, Mixture-of-Experts with Expert Choice Routing, section 3.
+    """
+
+    def __init__(self, d_model: int, num_experts: int, *, capacity_factor: float = 2.0) -> None:
+        super().__init__(d_model, num_experts, num_experts, capacity_factor=capacity_factor, min_capacity=1)
+
+    def forward(self, x: Tensor, token_ids: Tensor | None = None) -> Routing:
+        probabilities = self.logits(x).softmax(-1)
+        size = min(len(x), max(1, round(self.capacity_factor * len(x) / self.num_experts)))  # type: ignore[operator]
+        taken = torch.zeros_like(probabilities, dtype=torch.bool)
+        taken = taken.scatter(0, probabilities.topk(size, dim=0).indices, True)
+        ids = torch.where(taken, torch.arange(self.num_experts, device=x.device), -1)
+        return Routing(ids, probabilities * taken, probabilities.new_zeros(()), {"load": self._load(ids)})
+
+    def _capacity(self, routing: Routing) -> int:
+        return routing.expert_ids.shape[0]  # the choice has kept to it
+
+
+class BalancedAssignmentRouter(LearnedRouter):
+    """In training the assignment of highest total score with T / E tokens per expert, else the best expert per token.
+
+    The gate is sigmoid(score), and the expert's output is meant to be mixed in as x + gate * (f(x) - x).
+
+    Source: Lewis et al. 2021, BASE Layers, section 3, and its public auction.
+    """
+
+    def __init__(self, d_model: int, num_experts: int) -> None:
+        super().__init__(d_model, num_experts, 1)
+        nn.init.orthogonal_(self.weight, gain=0.1)
+
+    def forward(self, x: Tensor, token_ids: Tensor | None = None) -> Routing:
+        logits = self.logits(x)
+        ids = balanced_assignment(logits.detach()) if self.training else logits.argmax(-1)
+        ids = ids[:, None]
+        gates = logits.gather(1, ids).sigmoid()
+        return Routing(ids, gates, logits.new_zeros(()), {"load": self._load(ids)})
+
+
+class SinkhornRouter(LearnedRouter):
+    """In training tokens go by an entropic transport plan with equal column sums, else by the raw logits.
+
+    Gates come from the raw logits: sigmoid for k = 1, softmax over the chosen otherwise.
+
+    Source: Clark et al. 2022, Unified Scaling Laws for Routed Language Models, appendix B (S-BASE).
+    """
+
+    def forward(self, x: Tensor, token_ids: Tensor | None = None) -> Routing:
+        logits = self.logits(x)
+        choice = sinkhorn(logits.detach()) if self.training else logits
+        ids = choice.topk(self.top_k, dim=-1).indices
+        chosen = logits.gather(1, ids)
+        gates = chosen.sigmoid() if self.top_k == 1 else chosen.softmax(-1)
+        return Routing(ids, gates, logits.new_zeros(()), {"load": self._load(ids)})
+
+
+def normalized(gates: Tensor, wanted: bool) -> Tensor:
+    """Gates over their sum per token."""
+    return gates / (gates.sum(-1, keepdim=True) + 1e-20) if wanted else gates

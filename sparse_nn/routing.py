@@ -1,0 +1,138 @@
+"""What a router gives, and the routers that need no learning."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from gossamer.sparse_nn._checks import require, require_ids
+from gossamer.sparse_nn._random import random_uniform
+from gossamer.sparse_nn.route_plan import RoutePlan, hash_plan
+
+__all__ = ["HashRouter", "RandomRouter", "Router", "Routing"]
+
+
+@dataclass(frozen=True, eq=False)
+class Routing:
+    """Where tokens go.
+
+    Attributes:
+        expert_ids: [num_tokens, k], int32 or int64; -1 where a token makes no use of a choice.
+        gates: [num_tokens, k], float32; carries the gradient to the router.
+        aux_loss: scalar to add to the training loss, weighted already.
+        stats: numbers to watch, as tensors: ``load`` [E] is the share of routes per expert.
+    """
+
+    expert_ids: Tensor
+    gates: Tensor
+    aux_loss: Tensor
+    stats: dict[str, Tensor] = field(default_factory=dict)
+
+
+class Router(nn.Module):
+    """router(x [num_tokens, d], token_ids=None) -> Routing, in float32 whatever the type of x.
+
+    Args:
+        num_experts: number of experts.
+        top_k: experts per token.
+        capacity_factor: an expert keeps at most this times the mean load, rounded, and never fewer than
+            ``min_capacity``; later tokens are dropped. None drops none.
+        min_capacity: least number of routes an expert keeps.
+    """
+
+    def __init__(
+        self, num_experts: int, top_k: int, *, capacity_factor: float | None = None, min_capacity: int = 4
+    ) -> None:
+        super().__init__()
+        name = type(self).__name__
+        require(num_experts >= 1, name, "num_experts", "at least 1", num_experts)
+        require(1 <= top_k <= num_experts, name, "top_k", f"in [1, {num_experts}]", top_k)
+        require(capacity_factor is None or capacity_factor > 0, name, "capacity_factor", "above 0", capacity_factor)
+        self.num_experts, self.top_k = num_experts, top_k
+        self.capacity_factor, self.min_capacity = capacity_factor, min_capacity
+
+    def plan(self, routing: Routing) -> RoutePlan:
+        """The route plan of a routing, with the capacity of this router."""
+        return RoutePlan.from_expert_ids(routing.expert_ids, self.num_experts, capacity=self._capacity(routing))
+
+    def _capacity(self, routing: Routing) -> int | None:
+        if self.capacity_factor is None:
+            return None
+        mean = routing.expert_ids.numel() / self.num_experts
+        return max(self.min_capacity, round(self.capacity_factor * mean))
+
+    def _load(self, expert_ids: Tensor) -> Tensor:
+        ids = expert_ids.detach().flatten().long()
+        kept = (ids >= 0).float()
+        counts = torch.zeros(self.num_experts, device=ids.device).scatter_add(0, ids.clamp(min=0), kept)
+        return counts / kept.sum().clamp(min=1)
+
+    def extra_repr(self) -> str:
+        return f"num_experts={self.num_experts}, top_k={self.top_k}, capacity_factor={self.capacity_factor}"
+
+
+class HashRouter(Router):
+    """expert_ids[t] = table[token_ids[t]], every gate 1: no weights, no loss, no dropped token.
+
+    With ``multi_hash_table`` it routes a MultiHash layer.
+
+    Args:
+        table: [vocab_size, k], int16, int32 or int64, in [0, num_experts).
+        num_experts: number of experts.
+
+    Source: Roller et al. 2021, Hash Layers, section 3.
+    """
+
+    table: Tensor
+
+    def __init__(self, table: Tensor, num_experts: int) -> None:
+        require(table.dim() == 2, "HashRouter", "table", "[vocab_size, k]", tuple(table.shape))
+        super().__init__(num_experts, table.shape[1])
+        self.register_buffer("table", table)
+
+    def forward(self, x: Tensor, token_ids: Tensor | None = None) -> Routing:
+        ids = checked_token_ids(type(self).__name__, token_ids, x)
+        return self._routing(self.table[ids], x)
+
+    def hash_plan(self, token_ids: Tensor) -> RoutePlan:
+        """The plan of a batch, to hand to every layer that hashes with this table."""
+        return hash_plan(self.table, token_ids, self.num_experts)
+
+    def _routing(self, expert_ids: Tensor, x: Tensor) -> Routing:
+        gates = torch.ones(expert_ids.shape, device=x.device)
+        return Routing(expert_ids.int(), gates, x.new_zeros((), dtype=torch.float32), {"load": self._load(expert_ids)})
+
+
+class RandomRouter(Router):
+    """Each token to one expert drawn anew at every forward: a function of (seed, step, token position).
+
+    In training, ``per_batch`` draws one expert for the whole batch, as THOR does.
+
+    Source: Zuo et al. 2022, Taming Sparsely Activated Transformer with Stochastic Experts (THOR), section 3.
+    """
+
+    step: Tensor
+
+    def __init__(self, num_experts: int, *, seed: int, per_batch: bool = True) -> None:
+        super().__init__(num_experts, 1)
+        self.seed, self.per_batch = seed, per_batch
+        self.register_buffer("step", torch.zeros((), dtype=torch.int64))
+
+    def forward(self, x: Tensor, token_ids: Tensor | None = None) -> Routing:
+        one = self.training and self.per_batch
+        draws = random_uniform(1 if one else len(x), seed=self.seed, stream=int(self.step), device=x.device)
+        ids = (draws * self.num_experts).int().expand(len(x))[:, None]
+        self.step += 1
+        gates = torch.ones(len(x), 1, device=x.device)
+        return Routing(ids, gates, x.new_zeros((), dtype=torch.float32), {"load": self._load(ids)})
+
+
+def checked_token_ids(router: str, token_ids: Tensor | None, x: Tensor) -> Tensor:
+    """Token ids [num_tokens], one per row of x."""
+    if token_ids is None:
+        raise ValueError(f"{router}: token_ids must be given, got None")
+    require_ids(token_ids, router, "token_ids")
+    require(token_ids.numel() == len(x), router, "token_ids", f"one per row of x ({len(x)})", token_ids.numel())
+    return token_ids.flatten().long()
