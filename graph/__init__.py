@@ -6,6 +6,7 @@ import gossamer  # noqa: F401  (loads the operators)
 from gossamer.graph.aggregate import aggregate, gcn_aggregate
 from gossamer.graph.csr import CSR
 from gossamer.graph.datasets import Dataset, load_dataset
+from gossamer.graph.drew import DRew, DRewGatedGCNConv, DRewGCNConv, DRewGINConv, drew_width
 from gossamer.graph.dropout import node_dropout, relu_dropout
 from gossamer.graph.k_hop import k_hop, k_hop_count, k_hop_pairs
 from gossamer.graph.layers import (
@@ -32,6 +33,7 @@ __all__ = [
     "GCN", "GraphSAGE", "GCNII", "ResGCN",
     "SampledSubgraph", "neighbor_sample",
     "k_hop", "k_hop_count", "k_hop_pairs",
+    "DRew", "DRewGCNConv", "DRewGINConv", "DRewGatedGCNConv", "drew_width",
 ]  # fmt: skip
 
 if TYPE_CHECKING:

@@ -1,0 +1,92 @@
+"""DRew layers against the same model written the way the paper's code does it."""
+
+from __future__ import annotations
+
+import copy
+from functools import lru_cache
+
+import torch
+from torch import Tensor, nn
+
+from gossamer.graph import CSR, DRew, k_hop, k_hop_pairs
+
+import graphs
+import harness
+
+CAPABILITY = "DRew"
+NUM_LAYERS, CHANNELS = 10, 64
+
+
+@lru_cache
+def models() -> tuple[DRew, nn.Module]:
+    """Ours and theirs with equal weights; ours has no encoder and no head, as theirs."""
+    try:
+        from paper_drew import PaperDRewGCN
+    except ImportError as error:
+        raise harness.NotHere("torch_geometric is not installed") from error
+    torch.manual_seed(0)
+    theirs = PaperDRewGCN(CHANNELS, NUM_LAYERS, delay=1)
+    ours = DRew(CHANNELS, CHANNELS, CHANNELS, NUM_LAYERS, delay=1)
+    ours.encoder = ours.head = nn.Identity()
+    for t, conv in enumerate(ours.convs):
+        for k in range(t + 1):
+            conv.lins[k].load_state_dict(theirs.convs[f"{k + 1},{t}"].lin.state_dict())
+    return ours, theirs
+
+
+@lru_cache
+def inputs() -> tuple[Tensor, list[CSR], Tensor, Tensor]:
+    graph = graphs.peptides(128)
+    pairs, hops = k_hop_pairs(graph, NUM_LAYERS)
+    x = torch.randn(graph.num_nodes, CHANNELS, generator=torch.Generator().manual_seed(0))
+    return x, k_hop(graph, NUM_LAYERS), pairs.long(), hops.long()
+
+
+def step(model: nn.Module, *arguments: object) -> Tensor:
+    model.zero_grad()
+    out = model(*arguments)
+    (out * torch.linspace(-1, 1, CHANNELS)).sum().backward()
+    return out.detach()
+
+
+def our_step() -> Tensor:
+    x, shells, _, _ = inputs()
+    return step(models()[0], x, shells)
+
+
+def their_step() -> Tensor:
+    x, _, pairs, hops = inputs()
+    return step(models()[1], x, pairs, hops)
+
+
+@harness.goal(CAPABILITY, "forward + backward, GCN, L=K=10, F=64, against the paper's way", at_least=8.0)
+def train_step() -> harness.Figure:
+    times = harness.compare({"ours": our_step, "paper": their_step}, repeats=7, warmup=1, max_seconds=30)
+    flops = 3 * NUM_LAYERS * (NUM_LAYERS + 1) * inputs()[0].shape[0] * CHANNELS**2
+    floor = flops / harness.peak_flops()
+    return times.figure("paper", "ours", f"the matrix products alone take {floor:.3f} s at peak, for both")
+
+
+@harness.goal(
+    CAPABILITY, "relative difference of outputs and gradients to the paper's way, in float64", at_most=1e-5, unit=""
+)
+def difference() -> harness.Figure:
+    worst = {}
+    for dtype in (torch.float32, torch.float64):
+        ours, theirs = (copy.deepcopy(model).to(dtype) for model in models())
+        x, shells, edges, hops = inputs()
+        tensors = [(step(ours, x.to(dtype), shells), step(theirs, x.to(dtype), edges, hops))]
+        for t, conv in enumerate(ours.convs):
+            for k in range(t + 1):
+                tensors.append((conv.lins[k].weight.grad, theirs.convs[f"{k + 1},{t}"].lin.weight.grad))
+                tensors.append((conv.norms[k].weight.grad, theirs.norms[f"{k + 1},{t}"].weight.grad))
+        worst[dtype] = [float((a - b).norm() / b.norm()) for a, b in tensors]
+    single, double = worst.values()
+    detail = (
+        f"{len(double)} tensors; in float32 the outputs differ by {single[0]:.1e}, gradients by up to {max(single):.1e}"
+    )
+    return harness.Figure(max(double), detail)
+
+
+if __name__ == "__main__":
+    harness.main()
