@@ -22,8 +22,10 @@ from gossamer.sparse_nn.hashes import (
     previous_token_hash,
     token_hash,
 )
+from gossamer.sparse_nn.kv_cache import CacheFullError, KVCache, PagedKVCache
 from gossamer.sparse_nn.losses import importance_loss, load_balance_loss, load_loss, router_z_loss
 from gossamer.sparse_nn.moe import MoE
+from gossamer.sparse_nn.multi_query_attention import MultiQueryAttention, matched_d_ff, mean_pool_heads
 from gossamer.sparse_nn.route_plan import RoutePlan, hash_plan
 from gossamer.sparse_nn.routers import (
     BalancedAssignmentRouter,
@@ -45,7 +47,8 @@ __all__ = [
     # rows to experts and back
     "dispatch", "combine", "expert_mlp",
     # attention over a cache
-    "decode_attention", "merge_attention",
+    "decode_attention", "merge_attention", "KVCache", "PagedKVCache", "CacheFullError",
+    "MultiQueryAttention", "mean_pool_heads", "matched_d_ff",
     # routers, their losses, and the layer
     "Router", "Routing", "HashRouter", "WeightedHashRouter", "TopKRouter", "ExpertChoiceRouter",
     "BalancedAssignmentRouter", "SinkhornRouter", "RandomRouter", "importance_loss", "load_balance_loss", "load_loss",
