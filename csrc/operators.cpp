@@ -58,6 +58,8 @@ STABLE_TORCH_LIBRARY(gossamer, m) {
       "Tensor[] time, int[] source_type, int[] target_type, int[] num_nodes, Tensor[] seeds, Tensor[] seed_time, "
       "float[] fanouts, int seed, bool replace, str temporal, int? window, bool disjoint, Tensor(a!) table) -> "
       "Tensor[]");
+  m.def(
+      "ppr_neighbors(Tensor rowptr, Tensor col, Tensor seeds, int top_k, float alpha, float eps) -> (Tensor, Tensor)");
 
   // rewiring: pairs of nodes by their distance
   m.def("diagonal_blocks(Tensor rowptr, Tensor col) -> Tensor");

@@ -23,6 +23,7 @@ from gossamer.graph.layers import (
 )
 from gossamer.graph.models import GCN, GCNII, GraphSAGE, ResGCN
 from gossamer.graph.partition import chunk_order, partition
+from gossamer.graph.ppr import ppr_neighbors
 from gossamer.graph.sampling import SampledSubgraph, neighbor_sample
 
 __all__ = [
@@ -31,7 +32,7 @@ __all__ = [
     "GraphLayer", "GraphSequential", "GCNConv", "SAGEConv", "GCN2Conv", "ResidualBlock", "KeepInitial",
     "ForgetInitial", "NodeDropout", "ReLUDropout",
     "GCN", "GraphSAGE", "GCNII", "ResGCN",
-    "SampledSubgraph", "neighbor_sample",
+    "SampledSubgraph", "neighbor_sample", "ppr_neighbors",
     "k_hop", "k_hop_count", "k_hop_pairs",
     "DRew", "DRewGCNConv", "DRewGINConv", "DRewGatedGCNConv", "drew_width",
 ]  # fmt: skip

@@ -12,7 +12,7 @@ from torch import Tensor
 from gossamer.graph.csr import CSR
 from gossamer.graph.sampling_index import SamplingIndex, prepare_relation
 
-__all__ = ["SampledSubgraph", "check_fanout", "neighbor_sample"]
+__all__ = ["SampledSubgraph", "check_fanout", "check_seeds", "neighbor_sample"]
 
 TEMPORAL = ("uniform", "last", "recency")
 
@@ -90,7 +90,7 @@ def neighbor_sample(
     _check_choice(replace, seed_time, temporal, window, node_time)
     index = _index_of(graph, weighted, seed_time is not None, node_time)
     raw = index.sample(
-        [_check_seeds(seeds, graph.num_nodes)],
+        [check_seeds("neighbor_sample", seeds, graph.num_nodes)],
         [[check_fanout("neighbor_sample", fanout) for fanout in fanouts]],
         seed=seed,
         replace=replace,
@@ -122,15 +122,14 @@ def _check_choice(
         raise ValueError(f"neighbor_sample: window must be at least 0, got {window}")
 
 
-def _check_seeds(seeds: Tensor, num_nodes: int) -> Tensor:
+def check_seeds(function: str, seeds: Tensor, num_nodes: int) -> Tensor:
+    """The seeds as int64, if they are node ids."""
     if seeds.dtype not in (torch.int64, torch.int32) or seeds.dim() != 1:
         raise TypeError(
-            f"neighbor_sample: seeds must be a vector of int64 or int32, got {seeds.dim()} dimensions of {seeds.dtype}"
+            f"{function}: seeds must be a vector of int64 or int32, got {seeds.dim()} dimensions of {seeds.dtype}"
         )
     if seeds.numel() and not (int(seeds.min()) >= 0 and int(seeds.max()) < num_nodes):
-        raise ValueError(
-            f"neighbor_sample: seeds must be in [0, {num_nodes}), got {int(seeds.min())} to {int(seeds.max())}"
-        )
+        raise ValueError(f"{function}: seeds must be in [0, {num_nodes}), got {int(seeds.min())} to {int(seeds.max())}")
     return seeds.to(torch.int64).contiguous()
 
 

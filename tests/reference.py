@@ -153,3 +153,18 @@ def decode_attention(q, k, v, *, seq_lens=None, scale=None, window=None, sinks=N
             out[b, i, h] = torch.softmax(score, 0)[:length] @ v[b, :length, kv_head]
             lse[b, i, h] = score.logsumexp(0)
     return out, lse
+
+
+def ppr(graph, seeds: Tensor, alpha: float) -> Tensor:
+    """[num_seeds, num_nodes]: personalised PageRank by power iteration; without a next node walks end."""
+    step = torch.zeros(graph.num_nodes, graph.num_nodes, dtype=torch.float64)
+    step.index_put_((graph._rows, graph.col.long()), torch.ones(graph.num_edges, dtype=torch.float64), accumulate=True)
+    degree = step.sum(1)
+    stop = torch.where(degree > 0, alpha, 1.0)
+    step /= degree.clamp(min=1)[:, None]
+    walks = torch.eye(graph.num_nodes, dtype=torch.float64)[seeds]
+    score = torch.zeros_like(walks)
+    while float(walks.sum()) > 1e-13:
+        score += walks * stop
+        walks = (walks * (1 - stop)) @ step
+    return score

@@ -1,0 +1,200 @@
+"""neighbor_sample: edges per second, against DGL and torch-sparse, and with threads."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from sampling_data import batches, rmat, timed, weighted
+
+from gossamer.graph import CSR, neighbor_sample
+
+import harness
+
+CAPABILITY = "Sampling"
+FANOUTS = [15, 10, 5]
+SIZES = "[15, 10, 5], batch 1024, R-MAT 2^18 nodes, 3.9 M edges"
+
+
+def sampler(graph: CSR, scale: int = 18, **options: Any) -> Callable[[], int]:
+    """A function that samples some batches and returns how many edges it sampled."""
+    seeds = batches(scale)
+
+    def run() -> int:
+        return sum(neighbor_sample(graph, s, FANOUTS, seed=i, **options).edge.numel() for i, s in enumerate(seeds))
+
+    return run
+
+
+def temporal(scale: int = 18, late: bool = True, **options: Any) -> Callable[[], int]:
+    seed_time = torch.full((1024,), 1000) if late else torch.arange(1024) % 1000
+    return sampler(timed(scale), scale, seed_time=seed_time, **options)
+
+
+def edges_per_second(functions: dict[str, Callable[[], int]]) -> harness.Figure:
+    """Million edges per second of the first function; the others explain it."""
+    times = harness.compare(functions)
+    rates = {name: function() / times[name].median / 1e6 for name, function in functions.items()}
+    return harness.Figure(next(iter(rates.values())), ", ".join(f"{k} {v:.1f} M/s" for k, v in rates.items()))
+
+
+@harness.goal(CAPABILITY, f"uniform {SIZES}", at_least=25, unit="M edges/s")
+def uniform() -> harness.Figure:
+    graph = rmat(18)
+    return edges_per_second(
+        {
+            "uniform": sampler(graph),
+            "with replacement": sampler(graph, replace=True),
+            "disjoint": sampler(graph, disjoint=True),
+        }
+    )
+
+
+@harness.goal(CAPABILITY, "uniform [15, 10, 5], batch 1024, R-MAT 2^20 nodes", at_least=18, unit="M edges/s")
+def uniform_large() -> harness.Figure:
+    return edges_per_second({"uniform": sampler(rmat(20), 20)})
+
+
+@harness.goal(CAPABILITY, f"uniform {SIZES}: two threads against one", at_least=1.9, unit="x", threads=2)
+def two_threads() -> harness.Figure:
+    run = sampler(rmat(18))
+
+    def with_threads(num_threads: int) -> Callable[[], int]:
+        def timed_run() -> int:
+            torch.set_num_threads(num_threads)
+            return run()
+
+        return timed_run
+
+    times = harness.compare({"one": with_threads(1), "two": with_threads(2)}, wall=True)
+    return times.figure("one", "two", "wall clock")
+
+
+def against(peer: Callable[[], int], ours: Callable[[], int]) -> harness.Figure:
+    """Ratio of edges per second: peers that sample earlier nodes again sample more edges per batch."""
+    times = harness.compare({"ours": ours, "peer": peer})
+    num_ours, num_theirs = ours(), peer()
+    rates = (
+        f"ours {num_ours / times['ours'].median / 1e6:.1f} M/s, peer {num_theirs / times['peer'].median / 1e6:.1f} M/s"
+    )
+    return harness.Figure(times.ratio("peer", "ours") * num_ours / num_theirs, rates)
+
+
+def dgl_sampler(**options: Any) -> Callable[[], int]:
+    os.environ.setdefault("DGLBACKEND", "pytorch")
+    try:
+        import dgl
+    except Exception as error:
+        raise harness.NotHere(f"needs dgl 1.1.3 (installed without its dependencies): {error}") from None
+    graph = weighted(18)
+    csc = (graph.rowptr, graph.col.long(), torch.empty(0, dtype=torch.int64))
+    peer = dgl.graph(("csc", csc), num_nodes=graph.num_nodes)
+    peer.edata["weight"] = graph.weight
+    blocks = dgl.dataloading.NeighborSampler(FANOUTS[::-1], **options)
+    return lambda: sum(b.num_edges() for s in batches(18) for b in blocks.sample_blocks(peer, s)[2])
+
+
+@harness.goal(CAPABILITY, f"uniform {SIZES}: edges/s against DGL 1.1.3", at_least=2.5, unit="x")
+def uniform_against_dgl() -> harness.Figure:
+    return against(dgl_sampler(), sampler(rmat(18)))
+
+
+@harness.goal(CAPABILITY, f"weighted {SIZES}: edges/s against DGL 1.1.3", at_least=5, unit="x")
+def weighted_against_dgl() -> harness.Figure:
+    return against(dgl_sampler(prob="weight"), sampler(weighted(18), weighted=True))
+
+
+@harness.goal(CAPABILITY, f"uniform {SIZES}: edges/s against torch-sparse", at_least=25, unit="x")
+def uniform_against_torch_sparse() -> harness.Figure:
+    try:
+        import torch_sparse  # noqa: F401
+    except Exception as error:
+        raise harness.NotHere(f"needs torch-sparse: {error}") from None
+    graph = rmat(18)
+    col = graph.col.long()
+    sample = torch.ops.torch_sparse.neighbor_sample
+
+    def peer() -> int:
+        return sum(sample(graph.rowptr, col, s, FANOUTS, False, True)[3].numel() for s in batches(18))
+
+    return against(peer, sampler(graph))
+
+
+@harness.goal(CAPABILITY, f"weighted without replacement {SIZES}", at_least=12, unit="M edges/s")
+def weighted_rate() -> harness.Figure:
+    graph = weighted(18)
+    return edges_per_second(
+        {"weighted": sampler(graph, weighted=True), "with replacement": sampler(graph, weighted=True, replace=True)}
+    )
+
+
+@harness.goal(CAPABILITY, f"weighted {SIZES}: time against uniform", at_most=1.7, unit="x")
+def weighted_against_uniform() -> harness.Figure:
+    graph = weighted(18)
+    functions = {"uniform": sampler(graph), "weighted": sampler(graph, weighted=True)}
+    return harness.compare(functions).figure("weighted", "uniform")
+
+
+@harness.goal(CAPABILITY, f"temporal by edge time {SIZES}", at_least=12, unit="M edges/s")
+def temporal_rate() -> harness.Figure:
+    return edges_per_second(
+        {
+            "all edges in the past": temporal(),
+            "seed times over the whole range": temporal(late=False),
+            "last": temporal(temporal="last"),
+            "recency": temporal(temporal="recency"),
+            "window": temporal(window=500),
+        }
+    )
+
+
+@harness.goal(CAPABILITY, f"temporal and weighted {SIZES}", at_least=12, unit="M edges/s")
+def temporal_weighted_rate() -> harness.Figure:
+    return edges_per_second(
+        {
+            "all edges in the past": temporal(weighted=True),
+            "seed times over the whole range": temporal(late=False, weighted=True),
+            "recency": temporal(weighted=True, temporal="recency"),
+        }
+    )
+
+
+@harness.goal(CAPABILITY, "edges from the future among 10^8 sampled", at_most=0, unit="edges", slow=True)
+def future_edges() -> harness.Figure:
+    graph = timed(18)
+    num_edges = num_wrong = 0
+    generator = torch.Generator().manual_seed(0)
+    while num_edges < 1e8:
+        seeds = torch.randint(graph.num_nodes, (20_000,), generator=generator)
+        seed_time = torch.randint(1000, (20_000,), generator=generator)
+        out = neighbor_sample(graph, seeds, FANOUTS, seed=num_edges, seed_time=seed_time, weighted=num_edges % 2 == 0)
+        num_wrong += int((graph.time[out.edge] > seed_time[out.batch[out.col]]).sum())
+        num_edges += out.edge.numel()
+    return harness.Figure(num_wrong, f"{num_edges / 1e6:.0f} M edges, uniform and weighted")
+
+
+@harness.goal(
+    CAPABILITY, "weighted inclusion over 10^7 rows: largest error in standard deviations", at_most=5, unit="sd"
+)
+def inclusion() -> harness.Figure:
+    weights, num_rows, rounds = [1.0, 2.0, 3.0, 4.0, 5.0], 100_000, 100
+    rowptr = torch.cat([torch.arange(num_rows + 1) * 5, torch.full((5,), num_rows * 5)])
+    graph = CSR(
+        rowptr, torch.arange(num_rows, num_rows + 5, dtype=torch.int32).repeat(num_rows), num_nodes=num_rows + 5,
+        weight=torch.tensor(weights).repeat(num_rows),
+    )  # fmt: skip
+    counts = torch.zeros(5, dtype=torch.int64)
+    for seed in range(rounds):
+        edge = neighbor_sample(graph, torch.arange(num_rows), [2], seed=seed, weighted=True).edge
+        counts += torch.bincount(edge % 5, minlength=5)
+    total = sum(weights)
+    exact = torch.tensor([w / total * (1 + sum(v / (total - v) for v in weights if v != w)) for w in weights])
+    n = num_rows * rounds
+    error = (counts - n * exact.double()).abs() / (n * exact.double() * (1 - exact.double())).sqrt()
+    return harness.Figure(float(error.max()), f"frequencies {(counts / n).tolist()}")
+
+
+if __name__ == "__main__":
+    harness.main()

@@ -1,0 +1,123 @@
+// Personalised PageRank of one seed at a time by forward push (Andersen, Chung and Lang 2006, section 3), and its
+// largest entries. A walk moves from a node to one of the sources of its row, each equally likely, and stops at every
+// step with probability alpha; where there is no source to move to, it stops.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <cstdlib>
+#include <memory>
+#include <new>
+#include <vector>
+
+namespace gossamer::sampling {
+
+// The invariant of the method: ppr(seed) = sum over nodes of estimate[u] * unit(u) + residual[u] * ppr(u).
+struct PushState {
+  float residual;
+  float estimate;
+  float threshold;  // eps * degree, for nodes that were met before; else 0
+  uint32_t queued;
+};
+
+template <typename index_t>
+class ForwardPush {
+ public:
+  ForwardPush(const int64_t* rowptr, const index_t* col, int64_t num_nodes, double alpha, double eps)
+      : rowptr_(rowptr),
+        col_(col),
+        num_edges_(rowptr[num_nodes]),
+        alpha_(static_cast<float>(alpha)),
+        eps_(eps),
+        // Zeroed by the system page by page, when a page is first met: a call with few seeds stays cheap.
+        states_(static_cast<PushState*>(std::calloc(std::max<int64_t>(num_nodes, 1), sizeof(PushState))), &std::free) {
+    if (!states_) throw std::bad_alloc();
+  }
+
+  // Writes the top_k nodes by score, largest first, equal scores by id, then -1 with score 0.
+  void run(int64_t seed, int64_t top_k, int64_t* node, float* score) {
+    add(seed, 1);
+    for (size_t head = 0; head < queue_.size(); ++head) push(queue_[head]);
+    queue_.clear();
+    write_top(top_k, node, score);
+    for (const int64_t u : met_) states_.get()[u].residual = states_.get()[u].estimate = 0;
+    met_.clear();
+  }
+
+ private:
+  void add(int64_t u, float amount) {
+    PushState& state = states_.get()[u];
+    if (state.threshold == 0) {
+      state.threshold =
+          static_cast<float>(eps_ * static_cast<double>(std::max<int64_t>(rowptr_[u + 1] - rowptr_[u], 1)));
+    }
+    if (state.residual == 0 && state.estimate == 0) met_.push_back(u);
+    state.residual += amount;
+    if (state.residual >= state.threshold && !state.queued) {
+      state.queued = 1;
+      queue_.push_back(u);
+    }
+  }
+
+  void push(int64_t u) {
+    constexpr int64_t kAhead = 8;
+    PushState& state = states_.get()[u];
+    const float residual = state.residual;
+    const int64_t begin = rowptr_[u], end = rowptr_[u + 1];
+    state.queued = 0;
+    state.residual = 0;
+    state.estimate += begin == end ? residual : alpha_ * residual;
+    const float share = (1 - alpha_) * residual / static_cast<float>(end - begin);
+    if (share == 0) return;  // alpha rounds to 1
+    for (int64_t e = begin; e < end; ++e) {
+      if (e + kAhead < end) __builtin_prefetch(states_.get() + col_[e + kAhead], 1);
+      add(col_[e], share);
+    }
+  }
+
+  // Adds to every estimate a guess of what the walks at hand still bring: a part alpha stops where it is, the others,
+  // if they walk on for long, anywhere in proportion to the degree. On undirected graphs the guess, like the truth,
+  // lies between 0 and eps * degree, because no residual exceeds that.
+  void rank() {
+    double moving = 0;
+    for (const int64_t u : met_) moving += states_.get()[u].residual;
+    const double per_edge = (1 - alpha_) * moving / static_cast<double>(std::max<int64_t>(num_edges_, 1));
+    ranked_.clear();
+    for (const int64_t u : met_) {
+      const PushState& state = states_.get()[u];
+      const double guess = alpha_ * state.residual + per_edge * static_cast<double>(rowptr_[u + 1] - rowptr_[u]);
+      ranked_.push_back({state.estimate + static_cast<float>(guess), u});
+    }
+  }
+
+  void write_top(int64_t top_k, int64_t* node, float* score) {
+    rank();
+    const int64_t count = std::min<int64_t>(top_k, static_cast<int64_t>(ranked_.size()));
+    const auto last = ranked_.begin() + count;
+    std::nth_element(ranked_.begin(), last, ranked_.end());
+    std::sort(ranked_.begin(), last);
+    for (int64_t i = 0; i < top_k; ++i) {
+      node[i] = i < count ? ranked_[i].node : -1;
+      score[i] = i < count ? ranked_[i].score : 0;
+    }
+  }
+
+  struct Ranked {
+    float score;
+    int64_t node;
+    bool operator<(const Ranked& other) const {
+      return score > other.score || (score == other.score && node < other.node);
+    }
+  };
+
+  const int64_t* const rowptr_;
+  const index_t* const col_;
+  const int64_t num_edges_;
+  const float alpha_;
+  const double eps_;
+  std::unique_ptr<PushState[], decltype(&std::free)> states_;
+  std::vector<int64_t> queue_, met_;
+  std::vector<Ranked> ranked_;
+};
+
+}  // namespace gossamer::sampling
