@@ -3,11 +3,13 @@
 from typing import TYPE_CHECKING, Any
 
 import gossamer  # noqa: F401  (loads the operators)
+from gossamer.graph.adaptive_fanout import AdaptiveFanout
 from gossamer.graph.aggregate import aggregate, gcn_aggregate
 from gossamer.graph.csr import CSR
 from gossamer.graph.datasets import Dataset, load_dataset
 from gossamer.graph.drew import DRew, DRewGatedGCNConv, DRewGCNConv, DRewGINConv, drew_width
 from gossamer.graph.dropout import node_dropout, relu_dropout
+from gossamer.graph.grouping import group_and_slice
 from gossamer.graph.k_hop import k_hop, k_hop_count, k_hop_pairs
 from gossamer.graph.layers import (
     ForgetInitial,
@@ -32,7 +34,7 @@ __all__ = [
     "GraphLayer", "GraphSequential", "GCNConv", "SAGEConv", "GCN2Conv", "ResidualBlock", "KeepInitial",
     "ForgetInitial", "NodeDropout", "ReLUDropout",
     "GCN", "GraphSAGE", "GCNII", "ResGCN",
-    "SampledSubgraph", "neighbor_sample", "ppr_neighbors",
+    "SampledSubgraph", "neighbor_sample", "ppr_neighbors", "AdaptiveFanout", "group_and_slice",
     "k_hop", "k_hop_count", "k_hop_pairs",
     "DRew", "DRewGCNConv", "DRewGINConv", "DRewGatedGCNConv", "drew_width",
 ]  # fmt: skip

@@ -43,6 +43,8 @@ def ppr_neighbors(
         raise ValueError(f"ppr_neighbors: alpha must be in (0, 1), got {alpha}")
     if not 1e-9 <= eps < 1:
         raise ValueError(f"ppr_neighbors: eps must be in [1e-9, 1), got {eps}")
+    if graph.rowptr.device.type != "cpu":
+        raise ValueError(f"ppr_neighbors: graph must be on the CPU, got {graph.rowptr.device}")
     seeds = check_seeds("ppr_neighbors", seeds, graph.num_nodes)
     return torch.ops.gossamer.ppr_neighbors(graph.rowptr, graph.col, seeds, top_k, alpha, eps)
 

@@ -128,6 +128,8 @@ def check_seeds(function: str, seeds: Tensor, num_nodes: int) -> Tensor:
         raise TypeError(
             f"{function}: seeds must be a vector of int64 or int32, got {seeds.dim()} dimensions of {seeds.dtype}"
         )
+    if seeds.device.type != "cpu":
+        raise ValueError(f"{function}: seeds must be on the CPU, got {seeds.device}")
     if seeds.numel() and not (int(seeds.min()) >= 0 and int(seeds.max()) < num_nodes):
         raise ValueError(f"{function}: seeds must be in [0, {num_nodes}), got {int(seeds.min())} to {int(seeds.max())}")
     return seeds.to(torch.int64).contiguous()
@@ -157,6 +159,8 @@ def _index_of(graph: CSR, weighted: bool, timed: bool, node_time: Tensor | None)
 
 
 def _prepare(graph: CSR, weighted: bool, timed: bool, node_time: Tensor | None) -> SamplingIndex:
+    if graph.rowptr.device.type != "cpu":
+        raise ValueError(f"neighbor_sample: graph must be on the CPU, got {graph.rowptr.device}")
     if weighted and graph.weight is None:
         raise ValueError("neighbor_sample: graph must have weights for weighted=True, got None")
     time = graph.time

@@ -105,11 +105,12 @@ struct AliasLaw {
   Row row;
   const uint64_t* alias;
   const float* weights;
-  bool has_mass() const { return row.size() > 0 && alias[row.begin] != kNoMass; }
+  bool has_mass() const { return row.size() > 0; }  // a look at the table would be a cache miss: propose() does it
   int64_t propose(Random& random) const {
     uint32_t coin;
     const int64_t position = row.begin + static_cast<int64_t>(random.below(row.size(), &coin));
     const uint64_t entry = alias[position];
+    if (entry == kNoMass) return -1;
     return coin < entry >> 32 ? position : row.begin + static_cast<int64_t>(entry & 0xffffffff);
   }
   double weight(int64_t position) const { return weights[position]; }
@@ -162,12 +163,17 @@ class RowSampler {
     return {row.begin + begin, row.begin + end};
   }
 
-  // Asks for the memory that sample() will read with the same arguments.
-  void prefetch(const Relation& relation, Row row, bool whole, Random random) const {
+  // Asks for the memory that sample() will read with the same arguments. Always inline: to GCC a function that only
+  // prefetches has no effect, and calls of it vanish.
+  [[gnu::always_inline]] void prefetch(const Relation& relation, Row row, bool whole, Random random) const {
     if (!relation.weight) return;
     const int64_t count = bound(relation, row);
     if (takes_all(relation, row, count)) return __builtin_prefetch(relation.weight + row.begin);
-    if (!whole || temporal_ != Temporal::kUniform) return;
+    if (!whole) {
+      __builtin_prefetch(relation.cumulative + row.end - 1);
+      __builtin_prefetch(relation.cumulative + std::max(row.begin - 1, int64_t{0}));
+      return __builtin_prefetch(relation.cumulative + row.begin + row.size() / 2);
+    }
     for (int64_t i = 0; i < count; ++i) __builtin_prefetch(relation.alias + row.begin + random.below(row.size()));
   }
 
