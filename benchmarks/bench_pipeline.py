@@ -23,8 +23,8 @@ import harness
 
 HERE = Path(__file__).resolve().parent
 CAPABILITY = "Pipelined training (GNNPipe)"
-SMALL = Spec(scale=11, num_pairs=12_000, num_layers=8, hidden=32, epochs=6)
-LARGE = Spec(scale=16, num_pairs=500_000, num_layers=32, hidden=64, epochs=3)
+SMALL = Spec(scale=11, num_edges=24_000, num_layers=8, hidden=32, epochs=6)
+LARGE = Spec(scale=16, num_edges=1_000_000, num_layers=32, hidden=64, epochs=3)
 
 
 def launched(spec: Spec, num_workers: int) -> dict[str, Any]:

@@ -22,11 +22,11 @@ MODELS = {"gcnii": graph.GCNII, "gcn": graph.GCN, "graphsage": graph.GraphSAGE, 
 
 @dataclass(frozen=True)
 class Spec:
-    """What to train; ``dataset`` is a name of load_dataset or "rmat" with ``scale`` and ``num_pairs``."""
+    """What to train; ``dataset`` is a name of load_dataset or "rmat" with ``scale`` and ``num_edges``."""
 
     dataset: str = "rmat"
     scale: int = 14
-    num_pairs: int = 120_000
+    num_edges: int = 120_000
     split: int = 0
     row_normalize: bool = False
     model: str = "gcnii"
@@ -45,7 +45,7 @@ def load(spec: Spec) -> tuple[CSR, dict[str, Any], int]:
     if spec.dataset != "rmat":
         data = load_dataset(spec.dataset, row_normalize=spec.row_normalize).split(spec.split)
         return data.graph, {"features": data.features, "labels": data.labels, "masks": data.masks}, data.num_classes
-    structure = CSR.from_edge_index(rmat(spec.scale, spec.num_pairs), 2**spec.scale)
+    structure = rmat(spec.scale, spec.num_edges)
     generator = torch.Generator().manual_seed(0)
     features = torch.randn(structure.num_nodes, spec.hidden, generator=generator)
     labels = torch.randint(0, 16, (structure.num_nodes,), generator=generator)
