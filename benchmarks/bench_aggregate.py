@@ -157,5 +157,36 @@ def stable_order() -> harness.Figure:
     return harness.compare(calls, max_seconds=15).figure("sort", "ours", "rowptr included in ours")
 
 
+@harness.goal(
+    CAPABILITY, "peak memory of forward and backward beyond the input, in units of N F", at_most=4.0, unit="N F"
+)
+def memory_f256() -> harness.Figure:
+    """Output, its gradient and the input's gradient make 3; an E x F temporary would add 13."""
+    x = features(256).clone().requires_grad_()
+    graph().transpose()
+    aggregate(graph(), x).sum().backward()  # what is kept with the graph, and the allocator's own pages
+    x.grad = None
+    before = _reset_peak()
+    out = aggregate(graph(), x)
+    out.backward(torch.ones_like(out))
+    peak = _status("VmHWM") - before
+    return harness.Figure(peak / (x.numel() * x.element_size()), f"F=256, {peak / 1e6:.0f} MB; {DETAIL}")
+
+
+def _reset_peak() -> int:
+    """Forget the peak of resident memory; returns what is resident now, in bytes."""
+    try:
+        with open("/proc/self/clear_refs", "w") as file:
+            file.write("5")
+    except OSError as error:
+        raise harness.NotHere(f"peak memory cannot be reset: {error}") from error
+    return _status("VmRSS")
+
+
+def _status(key: str) -> int:
+    with open("/proc/self/status") as file:
+        return next(int(line.split()[1]) * 1024 for line in file if line.startswith(key))
+
+
 if __name__ == "__main__":
     harness.main()

@@ -3,45 +3,21 @@
 from __future__ import annotations
 
 import copy
-import json
-import os
 import statistics
-import subprocess
-import sys
-import tempfile
-from dataclasses import asdict, replace
-from pathlib import Path
-from typing import Any
+from dataclasses import replace
 
+import reproduce_gnnpipe
 import torch
 import torch.nn.functional as F
-from pipeline_job import Spec, build, load
+from pipeline_job import Spec, build, launched, load
 
 from gossamer import distributed
 
 import harness
 
-HERE = Path(__file__).resolve().parent
 CAPABILITY = "Pipelined training (GNNPipe)"
 SMALL = Spec(scale=11, num_edges=24_000, num_layers=8, hidden=32, epochs=6)
 LARGE = Spec(scale=16, num_edges=1_000_000, num_layers=32, hidden=64, epochs=3)
-
-
-def launched(spec: Spec, num_workers: int) -> dict[str, Any]:
-    """Run a spec in processes of its own, through the deepspeed launcher where there are several."""
-    with tempfile.TemporaryDirectory() as folder:
-        spec = replace(spec, output=os.path.join(folder, "result.json"))
-        path = os.path.join(folder, "spec.json")
-        with open(path, "w") as file:
-            json.dump(asdict(spec), file)
-        if num_workers == 1:
-            subprocess.run([sys.executable, str(HERE / "pipeline_job.py"), path], check=True)
-        else:
-            code = distributed.launch(str(HERE / "pipeline_job.py"), [path], num_workers=num_workers)
-            if code != 0:
-                raise RuntimeError(f"{num_workers} workers ended with exit code {code}")
-        with open(spec.output) as file:
-            return json.load(file)
 
 
 def largest_difference(a: list[float], b: list[float]) -> float:
@@ -115,6 +91,22 @@ def two_processes_speed() -> harness.Figure:
     detail = ", ".join(f"{name} {min(values):.3g}..{max(values):.3g} s" for name, values in times.items())
     size = f"{result['num_nodes']} nodes, {result['num_edges']} edges, 32-layer GCNII F=64"
     return harness.Figure(best / medians["pipeline"], f"{detail}; {size}")
+
+
+@harness.goal(
+    CAPABILITY,
+    "Cora, 32-layer GCNII, 5 seeds: full-graph minus pipelined accuracy",
+    at_most=1.0,
+    unit="points",
+    slow=True,
+)
+def cora_accuracy() -> harness.Figure:
+    return harness.Figure(*reproduce_gnnpipe.gap("cora"))
+
+
+@harness.goal(CAPABILITY, "squirrel, 3 splits: full-graph minus pipelined accuracy", unit="points", slow=True)
+def squirrel_accuracy() -> harness.Figure:
+    return harness.Figure(*reproduce_gnnpipe.gap("squirrel"))
 
 
 if __name__ == "__main__":

@@ -6,16 +6,20 @@ python benchmarks/pipeline_job.py SPEC.json        (alone, or under the deepspee
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 import sys
-from dataclasses import asdict, dataclass, field
+import tempfile
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
-from graphs import rmat
 
 from gossamer import distributed, graph
 from gossamer.graph import CSR
 from gossamer.graph.datasets import load_dataset
+
+from graphs import rmat
 
 MODELS = {"gcnii": graph.GCNII, "gcn": graph.GCN, "graphsage": graph.GraphSAGE, "resgcn": graph.ResGCN}
 
@@ -83,6 +87,23 @@ def run(spec: Spec) -> dict[str, Any]:
         "num_edges": structure.num_edges,
         "backend": type(engine._worker.backend).__name__,
     }
+
+
+def launched(spec: Spec, num_workers: int) -> dict[str, Any]:
+    """Run a spec in processes of its own, through the deepspeed launcher where there are several."""
+    with tempfile.TemporaryDirectory() as folder:
+        spec = replace(spec, output=os.path.join(folder, "result.json"))
+        path = os.path.join(folder, "spec.json")
+        with open(path, "w") as file:
+            json.dump(asdict(spec), file)
+        if num_workers == 1:
+            subprocess.run([sys.executable, __file__, path], check=True)
+        else:
+            code = distributed.launch(__file__, [path], num_workers=num_workers)
+            if code != 0:
+                raise RuntimeError(f"{num_workers} workers ended with exit code {code}")
+        with open(spec.output) as file:
+            return json.load(file)
 
 
 def main() -> None:
