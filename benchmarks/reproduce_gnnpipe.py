@@ -137,8 +137,8 @@ def page_text(name: str, found: dict[str, list[dict[str, Any]]]) -> str:
 PAGE = """# GNNPipe on {title}
 
 A 32-layer GCNII trained by two workers with 8 chunks, shuffled order, history refreshed every 23 epochs (zero before)
-and rescaled cross-chunk gradients ([arXiv 2308.10087](https://arxiv.org/abs/2308.10087)), against one process on the full
-graph. Test accuracy at the best validation accuracy, mean and standard deviation over the runs.
+and rescaled cross-chunk gradients ([arXiv 2308.10087](https://arxiv.org/abs/2308.10087)), against one process on the
+full graph. Test accuracy at the best validation accuracy, mean and standard deviation over the runs.
 
 {note}
 

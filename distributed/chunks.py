@@ -28,10 +28,11 @@ class _Site:
     gradients: Tensor  # [N, F] gradient of the output
     history: Tensor | None  # [N, F] the snapshot that an epoch starts from
     outputs: Tensor | None  # [N, F] kept for recomputation
+    args: Tensor | None = None  # [N, F], int32, the winning edges of a maximum or minimum
 
 
 class _Rows(NamedTuple):
-    """The rows [begin, end) of a CSR, as the operator takes them."""
+    """The rows [begin, end) of a CSR, as the operators take them."""
 
     rowptr: Tensor
     col: Tensor
@@ -42,14 +43,51 @@ class _Rows(NamedTuple):
     def of(cls, graph: CSR, begin: int, end: int) -> _Rows:
         return cls(graph.rowptr[begin : end + 1], graph.col, begin, end)
 
-    def apply(
-        self, x: Tensor, p: Propagation, edge_ids: Tensor | None, residual: Tensor | None, alpha: float
+
+class _Linear(NamedTuple):
+    """(1 - alpha) P x + alpha residual, with P a propagation."""
+
+    p: Propagation
+    alpha: float = 0.0
+
+    def forward(self, graph: CSR, site: _Site, rows: _Rows, residual: Tensor | None) -> Tensor:
+        return self._apply(site.inputs, rows, self.p, None, residual)
+
+    def backward(self, graph: CSR, site: _Site, rows: _Rows) -> Tensor:
+        transposed = Propagation(self.p.weight, self.p.col_scale, self.p.row_scale, self.p.self_loops)
+        positions = None if self.p.weight is None else graph._transpose_positions
+        return self._apply(site.gradients, rows, transposed, positions, None)
+
+    def _apply(
+        self, x: Tensor, rows: _Rows, p: Propagation, edge_ids: Tensor | None, residual: Tensor | None
     ) -> Tensor:
-        row_scale = None if p.row_scale is None else p.row_scale[self.begin : self.end]
+        row_scale = None if p.row_scale is None else p.row_scale[rows.begin : rows.end]
         return torch.ops.gossamer.aggregate(
-            x, self.rowptr, self.col, p.weight, edge_ids, row_scale, p.col_scale, p.self_loops, self.begin,
-            residual, alpha, None, None, None,
+            x, rows.rowptr, rows.col, p.weight, edge_ids, row_scale, p.col_scale, p.self_loops, rows.begin,
+            residual, self.alpha, None, None, None,
         )  # fmt: skip
+
+
+class _Extremum(NamedTuple):
+    """The maximum or minimum; which edge won is kept for the backward pass."""
+
+    weight: Tensor | None
+    minimum: bool
+    alpha: float = 0.0
+
+    def forward(self, graph: CSR, site: _Site, rows: _Rows, residual: Tensor | None) -> Tensor:
+        out, arg = torch.ops.gossamer.extremum(
+            site.inputs, rows.rowptr, rows.col, self.weight, self.minimum, None, None, None
+        )
+        if site.args is None:
+            site.args = torch.full(site.inputs.shape, -1, dtype=torch.int32, device=out.device)
+        site.args[rows.begin : rows.end] = arg
+        return out
+
+    def backward(self, graph: CSR, site: _Site, rows: _Rows) -> Tensor:
+        return torch.ops.gossamer.extremum_backward(
+            site.gradients, site.args, graph.rowptr, self.weight, rows.rowptr, rows.col, graph._transpose_positions
+        )
 
 
 @dataclass
@@ -150,7 +188,9 @@ class ChunkedGraph:
 
     def memory(self) -> int:
         """Bytes of all buffers."""
-        tensors = [t for s in self.sites for t in (s.inputs, s.gradients, s.history, s.outputs) if t is not None]
+        tensors = [
+            t for s in self.sites for t in (s.inputs, s.gradients, s.history, s.outputs, s.args) if t is not None
+        ]
         return sum(t.numel() * t.element_size() for t in tensors)
 
 
@@ -168,41 +208,40 @@ class ChunkView:
         self.step = chunked.step
 
     def aggregate(self, x: Tensor, *, weight: Tensor | None = None, reduce: str = "sum") -> Tensor:
+        graph = self._chunked.graph
         if weight is not None:
             raise ValueError("aggregate: weight must be None in a pipelined layer (edge weights belong to the graph)")
-        if reduce not in ("sum", "mean"):
-            raise ValueError(f"aggregate: reduce must be sum or mean in a pipelined layer, got {reduce!r}")
-        return self._propagate(x, propagation(self._chunked.graph, reduce, dtype=x.dtype), None, 0.0)
+        if reduce in ("max", "min"):
+            edge_weight = None if graph.weight is None else graph.weight.to(x.dtype)
+            return self._pass(x, _Extremum(edge_weight, reduce == "min"), None)
+        return self._pass(x, _Linear(propagation(graph, reduce, dtype=x.dtype)), None)
 
     def gcn_aggregate(self, x: Tensor, *, residual: Tensor | None = None, alpha: float = 0.0) -> Tensor:
-        return self._propagate(x, propagation(self._chunked.graph, "gcn", dtype=x.dtype), residual, alpha)
+        return self._pass(x, _Linear(propagation(self._chunked.graph, "gcn", dtype=x.dtype), alpha), residual)
 
-    def _propagate(self, x: Tensor, p: Propagation, residual: Tensor | None, alpha: float) -> Tensor:
+    def _pass(self, x: Tensor, kind: _Linear | _Extremum, residual: Tensor | None) -> Tensor:
         site = self._chunked.site(self._next_site, x)
         self._next_site += 1
-        return _Aggregate.apply(x, residual, self, site, p, alpha)
+        return _Aggregate.apply(x, residual, self, site, kind)
 
-    def forward(self, site: _Site, x: Tensor, p: Propagation, residual: Tensor | None, alpha: float) -> Tensor:
+    def forward(self, site: _Site, x: Tensor, kind: _Linear | _Extremum, residual: Tensor | None) -> Tensor:
         """Aggregation of this chunk's rows from the current and historical rows of all chunks."""
         if self._replay:
             assert site.outputs is not None
             return site.outputs[self.begin : self.end].clone()
-        chunked = self._chunked
+        graph = self._chunked.graph
         site.inputs[self.begin : self.end] = x
-        out = _Rows.of(chunked.graph, self.begin, self.end).apply(site.inputs, p, None, residual, alpha)
+        out = kind.forward(graph, site, _Rows.of(graph, self.begin, self.end), residual)
         if site.outputs is not None:
             site.outputs[self.begin : self.end] = out
         return out
 
-    def backward(self, site: _Site, grad: Tensor, p: Propagation, alpha: float) -> Tensor:
+    def backward(self, site: _Site, grad: Tensor, kind: _Linear | _Extremum) -> Tensor:
         """Gradient of this chunk's rows from the output gradients of the chunks that used them in this epoch."""
         chunked = self._chunked
         own = site.gradients[self.begin : self.end]
         own.copy_(grad)
-        transposed = Propagation(p.weight, p.col_scale, p.row_scale, p.self_loops)
-        edge_ids = None if p.weight is None else chunked.graph._transpose_positions
-        rows = _Rows.of(chunked.transposed, self.begin, self.end)
-        grad_x = rows.apply(site.gradients, transposed, edge_ids, None, alpha)
+        grad_x = kind.backward(chunked.graph, site, _Rows.of(chunked.transposed, self.begin, self.end))
         own.mul_(chunked.cross_chunk_scale)
         return grad_x
 
@@ -210,13 +249,13 @@ class ChunkView:
 class _Aggregate(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, residual: Tensor | None, view: ChunkView, site: _Site, p: Propagation, alpha: float
+        ctx: Any, x: Tensor, residual: Tensor | None, view: ChunkView, site: _Site, kind: _Linear | _Extremum
     ) -> Tensor:
-        ctx.call = (view, site, p, alpha)
-        return view.forward(site, x, p, residual, alpha)
+        ctx.call = (view, site, kind)
+        return view.forward(site, x, kind, residual)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        view, site, p, alpha = ctx.call
-        grad_residual = alpha * grad if ctx.needs_input_grad[1] else None
-        return view.backward(site, grad, p, alpha), grad_residual, None, None, None, None
+        view, site, kind = ctx.call
+        grad_residual = kind.alpha * grad if ctx.needs_input_grad[1] else None
+        return view.backward(site, grad, kind), grad_residual, None, None, None

@@ -38,6 +38,11 @@ class MixedGraph:
 
     def aggregate(self, x, *, weight=None, reduce="sum"):
         assert weight is None
+        if reduce in ("max", "min"):
+            connected = self.matrices["sum"][self.rows[self.chunk]] > 0
+            values = torch.where(connected[:, :, None], self._mixed(x), float("-inf" if reduce == "max" else "inf"))
+            extremum = values.amax(dim=1) if reduce == "max" else values.amin(dim=1)
+            return torch.where(connected.any(dim=1)[:, None], extremum, 0.0)
         return self.matrices[reduce][self.rows[self.chunk]] @ self._mixed(x)
 
     def gcn_aggregate(self, x, *, residual=None, alpha=0.0):

@@ -13,10 +13,41 @@ from mixed_forward import mixed_loss
 from torch import nn
 
 from gossamer import distributed
-from gossamer.graph import CSR, GCN, GCNII, GraphLayer, GraphSAGE, GraphSequential, ResGCN, aggregate, gcn_aggregate
+from gossamer.graph import (
+    CSR,
+    GCN,
+    GCNII,
+    GraphLayer,
+    GraphSAGE,
+    GraphSequential,
+    NodeDropout,
+    ResGCN,
+    aggregate,
+    gcn_aggregate,
+)
 
 NUM_NODES, NUM_FEATURES, NUM_CLASSES = 150, 12, 4
-MODELS = {"gcnii": GCNII, "gcn": GCN, "sage": GraphSAGE, "resgcn": ResGCN}
+
+
+class _Neighbors(GraphLayer):
+    """A user's own message-passing layer."""
+
+    def __init__(self, width, reduce):
+        super().__init__()
+        self.linear, self.reduce = nn.Linear(width, width), reduce
+
+    def forward(self, graph, x):
+        return x + torch.tanh(self.linear(aggregate(graph, x, reduce=self.reduce)))
+
+
+def _extremes(num_features, hidden, num_classes, num_layers, dropout):
+    middle = [_Neighbors(hidden, ("max", "min", "sum", "mean")[i % 4]) for i in range(num_layers)]
+    return GraphSequential(
+        nn.Linear(num_features, hidden), *middle, NodeDropout(dropout), nn.Linear(hidden, num_classes)
+    )
+
+
+MODELS = {"gcnii": GCNII, "gcn": GCN, "sage": GraphSAGE, "resgcn": ResGCN, "own layers": _extremes}
 
 
 def make_problem(dtype=torch.float32, seed=0):
@@ -104,7 +135,8 @@ def test_rescaled_gradient_is_unbiased_one_hop_behind_the_loss():
     """Averaged over all chunk orders with exact history, the doubled gradient of the last layer's input is exact."""
     graph, data = make_problem(torch.float64)
     torch.manual_seed(2)
-    model = GraphSequential(nn.Linear(NUM_FEATURES, 8), nn.Tanh(), _Average(), nn.Linear(8, NUM_CLASSES)).double()
+    model = GraphSequential(nn.Linear(NUM_FEATURES, 8), nn.Tanh(), _Neighbors(8, "mean"), nn.Linear(8, NUM_CLASSES))
+    model = model.double()
     engine = make_engine(model, graph, data, num_chunks=4, refresh_period=1, lr=0.0, optimizer="SGD")
     engine.train_epoch()  # fills the history; the learning rate is zero, so it stays exact
     total = {}
@@ -117,13 +149,6 @@ def test_rescaled_gradient_is_unbiased_one_hop_behind_the_loss():
     loss = F.cross_entropy(model(graph, data["features"])[train], data["labels"][train])
     for (name, _), grad in zip(model.named_parameters(), torch.autograd.grad(loss, list(model.parameters()))):
         torch.testing.assert_close(total[name], grad, rtol=1e-10, atol=1e-14)
-
-
-class _Average(GraphLayer):
-    """A user's own message-passing layer."""
-
-    def forward(self, graph, x):
-        return aggregate(graph, x, reduce="mean")
 
 
 def test_history_is_zero_until_the_first_snapshot_and_frozen_between_two():
