@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import tempfile
 from functools import lru_cache
 from itertools import pairwise
 from typing import Any
@@ -9,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gossamer.graph import CSR, k_hop, k_hop_count, k_hop_pairs
+from gossamer.graph import CSR, k_hop, k_hop_count, k_hop_pairs, save_shells
 
 import graphs
 import harness
@@ -155,6 +157,19 @@ def large_count() -> harness.Figure:
 def large_emit() -> harness.Figure:
     time = harness.compare({"ours": lambda: k_hop(large(), 3)}, repeats=10)["ours"]
     return harness.Figure(time.median, f"{size_of(large(), int(k_hop_count(large(), 3).sum()))}, {time}")
+
+
+@harness.goal(CAPABILITY, "200 peptide-like graphs, K=10, bytes per pair in the cache", at_most=4.5, unit="B")
+def storage() -> harness.Figure:
+    shells = k_hop(peptides(), 10)
+    num_pairs = sum(shell.num_edges for shell in shells)
+    in_memory = sum(8 * shell.rowptr.numel() + 4 * shell.num_edges for shell in shells) / num_pairs
+    with tempfile.TemporaryDirectory() as folder:
+        save_shells(f"{folder}/shells", shells)
+        size = os.path.getsize(f"{folder}/shells")
+    return harness.Figure(
+        size / num_pairs, f"{in_memory:.2f} B in memory, of which 4 are columns and the rest row pointers"
+    )
 
 
 @harness.goal(

@@ -11,6 +11,7 @@ from gossamer.graph.drew import DRew, DRewGatedGCNConv, DRewGCNConv, DRewGINConv
 from gossamer.graph.dropout import node_dropout, relu_dropout
 from gossamer.graph.grouping import group_and_slice
 from gossamer.graph.k_hop import k_hop, k_hop_count, k_hop_pairs
+from gossamer.graph.k_hop_transform import KHop, hop_shells
 from gossamer.graph.layers import (
     ForgetInitial,
     GCN2Conv,
@@ -27,6 +28,7 @@ from gossamer.graph.models import GCN, GCNII, GraphSAGE, ResGCN
 from gossamer.graph.partition import chunk_order, partition
 from gossamer.graph.ppr import ppr_neighbors
 from gossamer.graph.sampling import SampledSubgraph, neighbor_sample
+from gossamer.graph.shell_file import load_shells, save_shells
 
 __all__ = [
     "CSR", "chunk_order", "partition", "Dataset", "load_dataset",
@@ -36,6 +38,7 @@ __all__ = [
     "GCN", "GraphSAGE", "GCNII", "ResGCN",
     "SampledSubgraph", "neighbor_sample", "ppr_neighbors", "AdaptiveFanout", "group_and_slice",
     "k_hop", "k_hop_count", "k_hop_pairs",
+    "KHop", "hop_shells", "load_shells", "save_shells",
     "DRew", "DRewGCNConv", "DRewGINConv", "DRewGatedGCNConv", "drew_width",
 ]  # fmt: skip
 

@@ -161,7 +161,7 @@ class DRewGatedGCNConv(_DRewConv):
         return states[-1] + F.dropout(self.norm(total).relu(), self.dropout, self.training)
 
 
-_CONVS = {"gcn": DRewGCNConv, "gin": DRewGINConv, "gatedgcn": DRewGatedGCNConv}
+_CONVS: dict[str, type[nn.Module]] = {"gcn": DRewGCNConv, "gin": DRewGINConv, "gatedgcn": DRewGatedGCNConv}
 
 
 class DRew(nn.Module):
@@ -201,15 +201,10 @@ class DRew(nn.Module):
             raise ValueError(f"DRew: num_layers must be at least 1, got {num_layers}")
         self.encoder = nn.Linear(in_channels, hidden_channels)
         self.convs = nn.ModuleList(
-            _CONVS[conv](hidden_channels, t, delay=delay, max_hops=max_hops, **options)  # type: ignore[arg-type]
-            for t in range(num_layers)
+            _CONVS[conv](hidden_channels, t, delay=delay, max_hops=max_hops, **options) for t in range(num_layers)
         )
         self.head = nn.Linear(hidden_channels, out_channels)
-
-    @property
-    def num_hops(self) -> int:
-        """Number of shells that forward needs."""
-        return self.convs[-1].num_hops
+        self.num_hops = min(num_layers, max_hops or num_layers)  # shells that forward needs
 
     def forward(self, x: Tensor, shells: Sequence[CSR]) -> Tensor:
         """Node features [N, in_channels] and the shells of ``k_hop(graph, model.num_hops)`` -> [N, out_channels]."""

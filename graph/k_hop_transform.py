@@ -1,0 +1,76 @@
+"""KHop: the k-hop pairs of a graph beside its edges, as a transform of PyG data."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from gossamer.graph.csr import CSR
+from gossamer.graph.k_hop import k_hop
+from gossamer.graph.shell_file import load_shells, save_shells
+
+__all__ = ["KHop", "hop_shells"]
+
+
+class KHop:
+    """Give PyG data its k-hop pairs: ``hop_index`` [2, num_pairs] (source, target) and ``hop`` [num_pairs].
+
+    Edges and edge features stay what they are. Batches are made as of any other index: a ``DataLoader`` shifts
+    hop_index by the nodes before. ``hop_shells`` turns them into the graphs that DRew layers take.
+
+    Args:
+        max_hops: number of shells, at least 1.
+        directed: follow edges from source to target only; False walks them both ways.
+        cache: folder for results, made where it is missing. A file is named after the content of the graph, so that
+            another graph never meets it, and checked when it is read; a damaged one is made anew.
+    """
+
+    def __init__(self, max_hops: int, *, directed: bool = True, cache: str | os.PathLike[str] | None = None) -> None:
+        if not isinstance(max_hops, int) or not 1 <= max_hops <= 255:
+            raise ValueError(f"KHop: max_hops must be an int in [1, 255], got {max_hops}")
+        self.max_hops, self.directed = max_hops, directed
+        self.cache = None if cache is None else Path(cache)
+
+    def __call__(self, data: Any) -> Any:
+        """A shallow copy of the data with hop_index (int64) and hop (uint8), sorted by (hop, target, source)."""
+        shells = self._shells(CSR.from_edge_index(data.edge_index, data.num_nodes))
+        hops = torch.arange(1, self.max_hops + 1, dtype=torch.uint8)
+        data = copy.copy(data)
+        data.hop_index = torch.cat([torch.stack([shell.col.long(), shell._rows.long()]) for shell in shells], 1)
+        data.hop = hops.repeat_interleave(torch.tensor([shell.num_edges for shell in shells]))
+        return data
+
+    def __repr__(self) -> str:
+        return f"KHop({self.max_hops}, directed={self.directed})"
+
+    def _shells(self, graph: CSR) -> list[CSR]:
+        if self.cache is None:
+            return k_hop(graph, self.max_hops, directed=self.directed)
+        path = self.cache / f"{self._key(graph)}.shells"
+        try:
+            return load_shells(path)
+        except (FileNotFoundError, ValueError):
+            shells = k_hop(graph, self.max_hops, directed=self.directed)
+            self.cache.mkdir(parents=True, exist_ok=True)
+            save_shells(path, shells)
+            return shells
+
+    def _key(self, graph: CSR) -> str:
+        digest = hashlib.sha256(f"{self!r} {graph.num_nodes}".encode())
+        for ids in (graph.rowptr, graph.col.long()):
+            digest.update(ids.cpu().numpy().tobytes())
+        return digest.hexdigest()
+
+
+def hop_shells(data: Any, max_hops: int) -> list[CSR]:
+    """The pairs that KHop gave to data, or to every graph of a batch, as max_hops graphs.
+
+    Where the pairs are not stored, ``k_hop(CSR.from_pyg(batch), max_hops)`` gives the same shells, and faster.
+    """
+    edges, hops = data.hop_index, data.hop
+    return [CSR.from_edge_index(edges[:, hops == k], data.num_nodes) for k in range(1, max_hops + 1)]

@@ -1,0 +1,81 @@
+"""Shells on disk: sizes of rows and steps from row to column in the narrowest integers that hold them."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import struct
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy
+import torch
+from torch import Tensor
+
+from gossamer.graph.csr import CSR
+
+__all__ = ["load_shells", "save_shells"]
+
+# Magic, SHA-256 of all that follows it, then: nodes, shells, pairs, bytes per row size, bytes per step.
+_MAGIC = b"gossamer shells 1"
+_HEADER = struct.Struct("<qqqqq")
+
+
+def save_shells(path: str | os.PathLike[str], shells: Sequence[CSR]) -> None:
+    """Write the shells of k_hop; the file appears whole or not at all.
+
+    Args:
+        path: of the file; an older one is replaced.
+        shells: graphs with equal num_nodes, without weights.
+    """
+    sizes = _narrowest(torch.cat([shell.in_degree() for shell in shells]), signed=False)
+    steps = _narrowest(torch.cat([shell.col.long() - shell._rows for shell in shells]), signed=True)
+    counts = (shells[0].num_nodes, len(shells), steps.size, sizes.itemsize, steps.itemsize)
+    content = _HEADER.pack(*counts) + sizes.tobytes() + steps.tobytes()
+    path = Path(path)
+    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=path.name, delete=False) as file:
+        try:
+            file.write(_MAGIC + hashlib.sha256(content).digest() + content)
+            file.flush()
+            os.fsync(file.fileno())
+        except BaseException:
+            os.unlink(file.name)
+            raise
+    os.replace(file.name, path)
+
+
+def load_shells(path: str | os.PathLike[str]) -> list[CSR]:
+    """Read what save_shells wrote.
+
+    Raises:
+        ValueError: if the file is not one of save_shells, or not as it was written.
+    """
+    data = Path(path).read_bytes()
+    content = data[len(_MAGIC) + 32 :]
+    if not data.startswith(_MAGIC) or data[len(_MAGIC) :][:32] != hashlib.sha256(content).digest():
+        raise ValueError(f"load_shells: path must be an undamaged file of save_shells, got {os.fspath(path)!r}")
+    num_nodes, num_shells, num_pairs, size_bytes, step_bytes = _HEADER.unpack_from(content)
+    num_rows = num_nodes * num_shells
+    sizes = numpy.frombuffer(content, f"<u{size_bytes}", num_rows, _HEADER.size)
+    steps = numpy.frombuffer(content, f"<i{step_bytes}", num_pairs, _HEADER.size + num_rows * size_bytes)
+    rowptr = torch.zeros(num_rows + 1, dtype=torch.int64)
+    torch.cumsum(torch.from_numpy(sizes.astype(numpy.int64)), 0, out=rowptr[1:])
+    rows = torch.arange(num_nodes, dtype=torch.int32).repeat(num_shells).repeat_interleave(rowptr.diff())
+    col = rows + torch.from_numpy(steps.astype(numpy.int32))
+    shells = []
+    for k in range(num_shells):
+        pointers = rowptr[k * num_nodes : (k + 1) * num_nodes + 1]
+        begin, end = int(pointers[0]), int(pointers[-1])
+        shells.append(CSR(pointers - begin, col[begin:end], num_nodes=num_nodes))
+    return shells
+
+
+def _narrowest(values: Tensor, *, signed: bool) -> numpy.ndarray:
+    """The values as the narrowest little-endian integers that hold all of them."""
+    low, high = (int(v) for v in values.aminmax()) if values.numel() else (0, 0)
+    for size in (1, 2, 4, 8):
+        bound = 2 ** (8 * size - signed)
+        if high < bound and low >= (-bound if signed else 0):
+            break
+    return values.cpu().numpy().astype(f"<{'i' if signed else 'u'}{size}")
