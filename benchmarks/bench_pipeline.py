@@ -9,11 +9,15 @@ from dataclasses import replace
 import reproduce_gnnpipe
 import torch
 import torch.nn.functional as F
+<<<<<<< HEAD
 from pipeline_job import Spec, build, launched, load
+=======
+>>>>>>> 05f437f (Enumeration tests: every operator has a test, a fake kernel, a true status and a benchmark; public names are documented)
 
 from gossamer import distributed
 
 import harness
+from pipeline_job import Spec, build, load
 
 CAPABILITY = "Pipelined training (GNNPipe)"
 SMALL = Spec(scale=11, num_edges=24_000, num_layers=8, hidden=32, epochs=6)

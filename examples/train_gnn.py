@@ -20,11 +20,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from recorder import Recorder, new_run, write_whole
 
 from gossamer import distributed, graph
 from gossamer.distributed.launcher import is_worker, launch, require_port
 from gossamer.graph.datasets import Dataset, load_dataset
+
+from recorder import Recorder, new_run, write_whole
 
 MODELS = {"gcnii": graph.GCNII, "gcn": graph.GCN, "graphsage": graph.GraphSAGE, "resgcn": graph.ResGCN}
 HERE = Path(__file__).resolve().parent

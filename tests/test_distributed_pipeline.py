@@ -9,7 +9,6 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 import torch.nn.functional as F
-from mixed_forward import mixed_loss
 from torch import nn
 
 from gossamer import distributed
@@ -25,6 +24,8 @@ from gossamer.graph import (
     aggregate,
     gcn_aggregate,
 )
+
+from mixed_forward import mixed_loss
 
 NUM_NODES, NUM_FEATURES, NUM_CLASSES = 150, 12, 4
 
