@@ -56,8 +56,8 @@ STABLE_TORCH_LIBRARY(gossamer, m) {
   m.def(
       "neighbor_sample(Tensor[] rowptr, Tensor[] col, Tensor[] weight, Tensor[] alias, Tensor[] cumulative, "
       "Tensor[] time, int[] source_type, int[] target_type, int[] num_nodes, Tensor[] seeds, Tensor[] seed_time, "
-      "float[] fanouts, int seed, bool replace, str temporal, int? window, bool disjoint, Tensor(a!) table) -> "
-      "Tensor[]");
+      "float[] fanouts, int seed, bool replace, str temporal, int? window, bool disjoint, Tensor(a!) table, "
+      "Tensor[] edge_ids) -> Tensor[]");
   m.def(
       "ppr_neighbors(Tensor rowptr, Tensor col, Tensor seeds, int top_k, float alpha, float eps) -> (Tensor, Tensor)");
 

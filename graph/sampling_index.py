@@ -126,6 +126,7 @@ class SamplingIndex:
             window,
             disjoint,
             table,
+            self._column("edge_ids"),
         )
         if not disjoint:
             self.tables.append(table)
@@ -144,12 +145,13 @@ class SamplingIndex:
 
     def _unpack(self, out: Any, disjoint: bool) -> RawSample:
         nodes, batches, edges = [], [], []
+        numbered = bool(self._column("edge_ids"))  # else some of the relations have no numbers
         for _ in self.num_nodes:
             nodes.append(next(out))
             batches.append(next(out) if disjoint else None)
         for relation in self.relations:
             row, col, edge = next(out), next(out), next(out)
-            edges.append((row, col, edge if relation.edge_ids is None else relation.edge_ids[edge]))
+            edges.append((row, col, edge if numbered or relation.edge_ids is None else relation.edge_ids[edge]))
         num_nodes = [next(out).tolist() for _ in self.num_nodes]
         num_edges = [next(out).tolist() for _ in self.relations]
         return RawSample(nodes, batches, edges, num_nodes, num_edges)

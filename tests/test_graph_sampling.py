@@ -401,7 +401,7 @@ def operator_arguments(relation, disjoint: bool) -> tuple:
     table = torch.zeros(0 if disjoint else relation.rowptr.numel(), dtype=torch.int32)
     return (
         [relation.rowptr], [relation.col], [], [], [], [], [0], [0], [relation.rowptr.numel() - 1],
-        [torch.tensor([0, 1])], [], [2.0], 0, False, "uniform", None, disjoint, table,
+        [torch.tensor([0, 1])], [], [2.0], 0, False, "uniform", None, disjoint, table, [],
     )  # fmt: skip
 
 

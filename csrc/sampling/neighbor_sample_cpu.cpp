@@ -42,7 +42,8 @@ template <typename scalar_t>
 const scalar_t* edge_data(const Tensors& list, size_t r, const Tensor& col) {
   if (list.empty()) return nullptr;
   GOSSAMER_CHECK(list[r].is_contiguous() && list[r].numel() == col.numel(),
-                 "neighbor_sample: weights and times must have one contiguous entry per edge, got ", list[r].numel());
+                 "neighbor_sample: weights, times and edge ids must have one contiguous entry per edge, got ",
+                 list[r].numel());
   return list[r].const_data_ptr<scalar_t>();
 }
 
@@ -104,9 +105,21 @@ struct EdgeOutput {
   int64_t* edge;
 };
 
-void write_block(const Block& block, const EdgeOutput& out) {
+// The caller's numbers of the edges at some positions.
+void write_edge_ids(const int64_t* edge_ids, const int64_t* position, int64_t size, int64_t* out) {
+  for (int64_t i = 0; i < size; ++i) {
+    if (i + sampling::kPrefetchAhead < size) __builtin_prefetch(edge_ids + position[i + sampling::kPrefetchAhead]);
+    out[i] = edge_ids[position[i]];
+  }
+}
+
+void write_block(const Block& block, const int64_t* edge_ids, const EdgeOutput& out) {
   std::copy_n(block.source.get(), block.size, out.row);
-  std::copy_n(block.position.get(), block.size, out.edge);
+  if (edge_ids != nullptr) {
+    write_edge_ids(edge_ids, block.position.get(), block.size, out.edge);
+  } else {
+    std::copy_n(block.position.get(), block.size, out.edge);
+  }
   int64_t* col = out.col;
   for (size_t i = 0; i < block.count.size(); ++i) {
     col = std::fill_n(col, block.count[i], block.first_target + static_cast<int64_t>(i));
@@ -114,9 +127,9 @@ void write_block(const Block& block, const EdgeOutput& out) {
 }
 
 // Appends row, col and edge of every relation, each of the exact size.
-void write_edges(const Sample& sample, size_t num_relations, Tensors& out) {
+void write_edges(const Sample& sample, const std::vector<Relation>& relations, Tensors& out) {
   std::vector<EdgeOutput> next;
-  for (size_t r = 0; r < num_relations; ++r) {
+  for (size_t r = 0; r < relations.size(); ++r) {
     int64_t size = 0;
     for (const int64_t n : sample.num_edges[r]) size += n;
     int64_t* data[3];
@@ -133,19 +146,21 @@ void write_edges(const Sample& sample, size_t num_relations, Tensors& out) {
     place = {place.row + block.size, place.col + block.size, place.edge + block.size};
   }
   torch::stable::parallel_for(0, static_cast<int64_t>(places.size()), 16, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) write_block(sample.blocks[i], places[i]);
+    for (int64_t i = begin; i < end; ++i) {
+      write_block(sample.blocks[i], relations[sample.blocks[i].relation].edge_ids, places[i]);
+    }
   });
 }
 
 // node (and batch) of each type, then row, col and edge of each relation, then the counts of nodes and of edges per
 // hop.
-Tensors pack(const Sample& sample, size_t num_relations) {
+Tensors pack(const Sample& sample, const std::vector<Relation>& relations) {
   Tensors out;
   for (size_t type = 0; type < sample.node.size(); ++type) {
     out.push_back(to_tensor(sample.node[type]));
     if (!sample.batch.empty()) out.push_back(to_tensor(sample.batch[type]));
   }
-  write_edges(sample, num_relations, out);
+  write_edges(sample, relations, out);
   for (const auto& counts : sample.num_nodes) out.push_back(to_tensor(counts));
   for (const auto& counts : sample.num_edges) out.push_back(to_tensor(counts));
   return out;
@@ -155,7 +170,7 @@ Tensors neighbor_sample_cpu(Tensors rowptr, Tensors col, Tensors weight, Tensors
                             Tensors time, std::vector<int64_t> source_type, std::vector<int64_t> target_type,
                             std::vector<int64_t> num_nodes, Tensors seeds, Tensors seed_time,
                             std::vector<double> fanouts, int64_t seed, bool replace, std::string temporal,
-                            std::optional<int64_t> window, bool disjoint, Tensor table) {
+                            std::optional<int64_t> window, bool disjoint, Tensor table, Tensors edge_ids) {
   Request request;
   for (size_t r = 0; r < rowptr.size(); ++r) {
     Relation relation = relation_of(rowptr[r], col[r]);
@@ -163,6 +178,7 @@ Tensors neighbor_sample_cpu(Tensors rowptr, Tensors col, Tensors weight, Tensors
     relation.time = edge_data<int64_t>(time, r, col[r]);
     relation.alias = reinterpret_cast<const uint64_t*>(edge_data<int64_t>(alias, r, col[r]));
     relation.cumulative = edge_data<double>(cumulative, r, col[r]);
+    relation.edge_ids = edge_data<int64_t>(edge_ids, r, col[r]);
     relation.source_type = source_type[r];
     relation.target_type = target_type[r];
     request.relations.push_back(relation);
@@ -178,7 +194,7 @@ Tensors neighbor_sample_cpu(Tensors rowptr, Tensors col, Tensors weight, Tensors
   request.temporal = temporal_of(temporal);
   const Sample sample = disjoint ? sampling::sample_disjoint(request, Parallel{}) : sample_with_table(request, table);
   GOSSAMER_CHECK(sample.valid, "neighbor_sample: graph must have columns in [0, num_nodes)");
-  return pack(sample, rowptr.size());
+  return pack(sample, request.relations);
 }
 
 }  // namespace

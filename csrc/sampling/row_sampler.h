@@ -28,6 +28,7 @@ struct Relation {
   const uint64_t* alias = nullptr;     // [num_edges] alias_table of the weights, where there are any
   const double* cumulative = nullptr;  // [num_edges] cumulative_weights, where there are weights and times
   const int64_t* time = nullptr;       // [num_edges] ascending within a row
+  const int64_t* edge_ids = nullptr;   // [num_edges] the caller's numbers of the edges
   int64_t source_type = 0;
   int64_t target_type = 0;
   double fanout = 0;  // of this hop: a number of edges, -1 for all, or below 1 a share of the row
