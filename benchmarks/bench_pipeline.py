@@ -4,28 +4,25 @@ from __future__ import annotations
 
 import copy
 import statistics
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import reproduce_gnnpipe
 import torch
 import torch.nn.functional as F
-<<<<<<< HEAD
-from pipeline_job import Spec, build, launched, load
-=======
->>>>>>> 05f437f (Enumeration tests: every operator has a test, a fake kernel, a true status and a benchmark; public names are documented)
 
 from gossamer import distributed
 
 import harness
-from pipeline_job import Spec, build, load
+from pipeline_job import Spec, build, launched, load, watch_gradients
+
+sys.path.append(str(Path(__file__).resolve().parent.parent / "tests"))
+from mixed_forward import mixed_loss
 
 CAPABILITY = "Pipelined training (GNNPipe)"
 SMALL = Spec(scale=11, num_edges=24_000, num_layers=8, hidden=32, epochs=6)
 LARGE = Spec(scale=16, num_edges=1_000_000, num_layers=32, hidden=64, epochs=3)
-
-
-def largest_difference(a: list[float], b: list[float]) -> float:
-    return max(abs(x - y) for x, y in zip(a, b))
 
 
 @harness.goal(CAPABILITY, "1 chunk against full-graph training: loss difference over 50 epochs", at_most=1e-6, unit="")
@@ -47,22 +44,64 @@ def one_chunk_is_full_graph() -> harness.Figure:
 
 
 def emulation(num_workers: int) -> harness.Figure:
-    spec = replace(SMALL, config={"gossamer": {"num_chunks": 8, "refresh_period": 2}})
+    """The larger of the loss differences and of the gradient differences relative to each gradient's norm."""
+    spec = replace(SMALL, gradients=True, config={"gossamer": {"num_chunks": 8, "refresh_period": 2}})
     alone, together = launched(spec, 1), launched(spec, num_workers)
-    return harness.Figure(
-        largest_difference(alone["losses"], together["losses"]),
-        f"{together['backend']}, gloo, 8-layer GCNII, dropout 0.5",
-    )
+    losses = max(abs(x - y) for x, y in zip(alone["losses"], together["losses"]))
+    gradients = largest_error(together["gradients"], alone["gradients"])
+    detail = f"loss {losses:.2g}, gradients {gradients:.2g}; {together['backend']}, gloo, 8-layer GCNII, dropout 0.5"
+    return harness.Figure(max(losses, gradients), detail)
 
 
-@harness.goal(CAPABILITY, "2 processes against the one-process emulation: loss difference", at_most=1e-5, unit="")
+def largest_error(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> float:
+    """max over parameters of |found - expected| / |expected|."""
+    if found.keys() != expected.keys():
+        raise RuntimeError(f"gradients of other parameters: {sorted(found.keys() ^ expected.keys())}")
+    return max(float((found[name] - value).norm() / value.norm()) for name, value in expected.items())
+
+
+@harness.goal(CAPABILITY, "2 processes against the one-process emulation: losses, gradients", at_most=1e-5, unit="")
 def two_processes_are_one() -> harness.Figure:
     return emulation(2)
 
 
-@harness.goal(CAPABILITY, "4 processes against the one-process emulation: loss difference", at_most=1e-5, unit="")
+@harness.goal(CAPABILITY, "4 processes against the one-process emulation: losses, gradients", at_most=1e-5, unit="")
 def four_processes_are_one() -> harness.Figure:
     return emulation(4)
+
+
+def detached_gradient(dtype: torch.dtype) -> harness.Figure:
+    """Rescaling off, third epoch after a snapshot, against autograd of the dense mixed forward in the tests."""
+    spec = replace(SMALL, dropout=0.0)
+    structure, data, num_classes = load(spec)
+    data["features"] = data["features"].to(dtype)
+    model = build(spec, data["features"].shape[1], num_classes).to(dtype)
+    section = {"num_chunks": 8, "refresh_period": 2, "cross_chunk_gradient": "detached"}
+    engine = distributed.initialize(copy.deepcopy(model), structure, **data, config={"gossamer": section})
+    for _ in range(3):
+        engine.train_epoch()
+    worker = engine._worker
+    history = [site.history.double() for site in worker.chunked.sites]
+    oracle = copy.deepcopy(model).double()
+    oracle.load_state_dict(engine.module.state_dict())
+    mixed_loss(
+        oracle, worker.chunked.graph, worker.chunked.bounds, engine._draw_order(), history,
+        worker.data.features.double(), worker.data.labels, worker.data.masks["train"],
+    ).backward()  # fmt: skip
+    found = watch_gradients(engine)
+    engine.train_epoch()
+    expected = {name: p.grad for name, p in oracle.named_parameters() if p.grad is not None}
+    return harness.Figure(largest_error(found, expected), f"8-layer GCNII, {structure.num_nodes} nodes, 8 chunks")
+
+
+@harness.goal(CAPABILITY, "rescaling off: gradient against autograd of the mixed forward, fp32", at_most=1e-5, unit="")
+def gradient_fp32() -> harness.Figure:
+    return detached_gradient(torch.float32)
+
+
+@harness.goal(CAPABILITY, "rescaling off: gradient against autograd of the mixed forward, fp64", at_most=1e-10, unit="")
+def gradient_fp64() -> harness.Figure:
+    return detached_gradient(torch.float64)
 
 
 @harness.goal(CAPABILITY, "bytes on the wire / (2 x 2 (S-1) N F 4), GCNII, S = 4", at_least=1.0, at_most=1.0, unit="")

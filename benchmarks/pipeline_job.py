@@ -40,6 +40,7 @@ class Spec:
     epochs: int = 3
     evaluate_every: int = 0
     seed: int = 0
+    gradients: bool = False
     config: dict[str, Any] = field(default_factory=dict)
     output: str = ""
 
@@ -72,11 +73,14 @@ def run(spec: Spec) -> dict[str, Any]:
     structure, data, num_classes = load(spec)
     model = build(spec, data["features"].shape[1], num_classes)
     engine = distributed.initialize(model, structure, **data, config=spec.config, device=device)
+    gradients = watch_gradients(engine) if spec.gradients else {}
     reports, evaluations = [], []
     for _ in range(spec.epochs):
         reports.append(engine.train_epoch())
         if spec.evaluate_every and engine.epoch % spec.evaluate_every == 0:
             evaluations.append(asdict(engine.evaluate()) | {"epoch": engine.epoch})
+    if spec.gradients:
+        torch.save(gradients, f"{spec.output}.{engine.stage}.pt")
     return {
         "rank": engine.stage,
         "losses": [report.loss for report in reports],
@@ -87,6 +91,19 @@ def run(spec: Spec) -> dict[str, Any]:
         "num_edges": structure.num_edges,
         "backend": type(engine._worker.backend).__name__,
     }
+
+
+def watch_gradients(engine: distributed.PipelineEngine) -> dict[str, torch.Tensor]:
+    """A dictionary that holds this stage's gradients of the last epoch, by parameter name."""
+    backend, seen = engine._worker.backend, {}
+    step = backend.step
+
+    def look_and_step() -> None:
+        seen.update({name: p.grad.clone() for name, p in engine.module.named_parameters() if p.grad is not None})
+        step()
+
+    backend.step = look_and_step
+    return seen
 
 
 def launched(spec: Spec, num_workers: int) -> dict[str, Any]:
@@ -103,7 +120,11 @@ def launched(spec: Spec, num_workers: int) -> dict[str, Any]:
             if code != 0:
                 raise RuntimeError(f"{num_workers} workers ended with exit code {code}")
         with open(spec.output) as file:
-            return json.load(file)
+            result = json.load(file)
+        if spec.gradients:
+            stages = [torch.load(f"{spec.output}.{stage}.pt") for stage in range(num_workers)]
+            result["gradients"] = {name: gradient for stage in stages for name, gradient in stage.items()}
+        return result
 
 
 def main() -> None:

@@ -15,9 +15,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from pipeline_job import Spec, launched
-
 from environment import environment_line
+from pipeline_job import Spec, launched
 
 TARGET = Path(__file__).resolve().parent.parent / "docs" / "reproductions"
 
