@@ -69,6 +69,8 @@ def decode_attention(
     """
     _check_tensors(q, k, v, block_table)
     _check_options(q, k, seq_lens, block_table, window, softcap, tree_mask, k_scale, v_scale)
+    if seq_lens is None and q.is_cuda:
+        seq_lens = torch.full((q.shape[0],), _capacity(k, block_table), device=q.device)
     arguments = (
         q.detach().contiguous(), _dense(k.detach()), _dense(v.detach()), _integers(seq_lens), _integers(block_table),
         q.shape[3] ** -0.5 if scale is None else float(scale), window or 0, _per_head("sinks", sinks, q),
@@ -161,6 +163,11 @@ def _check_options(
         if scale is not None:
             require(scale.shape == k.shape[:3] and scale.dtype == torch.float32, NAME, name,
                     f"float32 of shape {tuple(k.shape[:3])}", f"{scale.dtype} {tuple(scale.shape)}")  # fmt: skip
+
+
+def _capacity(k: Tensor, block_table: Tensor | None) -> int:
+    """Positions that a sequence has room for."""
+    return k.shape[1] if block_table is None else block_table.shape[1] * k.shape[1]
 
 
 def _dense(x: Tensor) -> Tensor:

@@ -9,13 +9,13 @@ inline int64_t round_up(int64_t n, int64_t multiple) { return (n + multiple - 1)
 // Memory of one thread, in words that are also floats.
 class Arena {
  public:
-  explicit Arena(int64_t words) : memory_(words + 16) {
-    next_ = memory_.data() + (64 - reinterpret_cast<uintptr_t>(memory_.data()) % 64) / 4;
+  explicit Arena(int64_t words) : memory_(std::make_unique_for_overwrite<float[]>(words + 16)) {
+    next_ = memory_.get() + (64 - reinterpret_cast<uintptr_t>(memory_.get()) % 64) / 4;
   }
   float* take(int64_t words) { return std::exchange(next_, next_ + words); }
 
  private:
-  std::vector<float> memory_;
+  std::unique_ptr<float[]> memory_;
   float* next_;
 };
 
@@ -59,11 +59,16 @@ template <typename scalar_t>
 inline Vector load_row(const scalar_t* row, int64_t begin, int64_t size) {
   if (begin + kLanes <= size) {
     if constexpr (std::is_same_v<scalar_t, int8_t>) {
+#if GOSSAMER_VECTOR_BYTES == 64
+      const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(row + begin));
+      return (Vector)_mm512_maskz_cvtepi32_ps(0xffff, _mm512_maskz_cvtepi8_epi32(0xffff, bytes));
+#else
       using Bytes [[gnu::vector_size(GOSSAMER_VECTOR_BYTES / 4)]] = int8_t;
       using Ints [[gnu::vector_size(GOSSAMER_VECTOR_BYTES)]] = int32_t;
       Bytes bytes;
       std::memcpy(&bytes, row + begin, sizeof(bytes));
       return __builtin_convertvector(__builtin_convertvector(bytes, Ints), Vector);
+#endif
     } else {
       return Simd<scalar_t>::load(row + begin);
     }
@@ -71,6 +76,17 @@ inline Vector load_row(const scalar_t* row, int64_t begin, int64_t size) {
   Vector v = {};
   for (int64_t i = 0; begin + i < size; ++i) v[i] = static_cast<float>(row[begin + i]);
   return v;
+}
+
+// 2 kLanes neighbouring elements as bfloat16.
+inline void store_pairs(Vector low, Vector high, uint32_t* out) {
+#ifdef GOSSAMER_BF16_DOT
+  const Words words = (Words)_mm512_cvtne2ps_pbh((__m512)high, (__m512)low);
+  std::memcpy(out, &words, sizeof(words));
+#else
+  Simd<BFloat16>::store(reinterpret_cast<BFloat16*>(out), low);
+  Simd<BFloat16>::store(reinterpret_cast<BFloat16*>(out) + kLanes, high);
+#endif
 }
 
 // One row of a cache or of the queries as words, zero past its end; exact where words are bfloat16 pairs, because the
@@ -82,9 +98,7 @@ void convert_row(const char* source, int64_t size, int64_t words, uint32_t* out)
     if constexpr (Dot::kPack == 1) {
       Float::store(reinterpret_cast<float*>(out + w), load_row(row, w, size));
     } else {
-      BFloat16* p = reinterpret_cast<BFloat16*>(out + w);
-      Simd<BFloat16>::store(p, load_row(row, 2 * w, size));
-      Simd<BFloat16>::store(p + kLanes, load_row(row, 2 * w + kLanes, size));
+      store_pairs(load_row(row, 2 * w, size), load_row(row, 2 * w + kLanes, size), out + w);
     }
   }
 }
@@ -313,16 +327,18 @@ struct Decoder {
   template <int kVectors>
   void softmax(const Step& step, int64_t first, Partial leaf) {
     constexpr auto add = [](Vector a, Vector b) { return a + b; };
-    constexpr int64_t kChains = 4;  // independent maxima and sums, or the loop waits for its own results
+    constexpr int kChains =
+        kRows == 1 ? 2 : 4;  // divides the groups; independent maxima and sums, or the loop waits for its own results
     const int64_t groups = step.padded / kChunk;
     for (int v = 0; v < kVectors; ++v) {
       const auto at = [&](int64_t g) { return scores + (g * kVectors + v) * kLanes; };
       Vector top[kChains], sum[kChains] = {};
-      for (Vector& t : top) t = Float::load(at(0));
+      for (int i = 0; i < kChains; ++i) top[i] = Float::load(at(i));
       for (int64_t g = 0; g < groups; g += kChains) {
-        for (int i = 0; i < kChains; ++i) top[i] = max_vector(top[i], Float::load(at(std::min(g + i, groups - 1))));
+        for (int i = 0; i < kChains; ++i) top[i] = max_vector(top[i], Float::load(at(g + i)));
       }
-      top[0] = spread_chunks(max_vector(max_vector(top[0], top[1]), max_vector(top[2], top[3])), max_vector);
+      for (int i = 1; i < kChains; ++i) top[0] = max_vector(top[0], top[i]);
+      top[0] = spread_chunks(top[0], max_vector);
       const Vector base = top[0] == -kInfinity ? Vector{} : top[0];
       for (int64_t g = 0; g < groups; g += Dot::kPack) {
         Vector p[Dot::kPack];

@@ -1,4 +1,4 @@
-#include "attention/decode_plan.h"
+#include "attention/decode_args.h"
 #define GOSSAMER_KERNEL "attention/decode_attention.h"
 #define GOSSAMER_KERNEL_BF16
 #include "common/foreach_isa.h"
@@ -10,28 +10,17 @@ namespace {
 constexpr double kShareNanoseconds = 20e3;  // a share below this costs more to start than it saves
 constexpr double kBytesPerNanosecond = 20, kFlopsPerNanosecond = 150;
 
-CacheView cache_view(const Tensor& cache, const OptionalTensor& scale) {
-  CacheView view{};
-  view.data = static_cast<const char*>(cache.const_data_ptr());
-  view.scale = data_or_null<float>(scale);
-  for (int i = 0; i < 3; ++i) {
-    view.stride[i] = cache.stride(i) * cache.element_size();
-    view.scale_stride[i] = scale ? scale->stride(i) : 0;
-  }
-  return view;
-}
-
 // The lengths and the block table are data, so they are checked here and not in Python.
-void check_lengths(const DecodeArgs& args, int64_t max_len, int64_t num_blocks) {
+void check_lengths(const DecodeArgs& args) {
   for (int64_t b = 0; b < args.batch; ++b) {
     const int64_t length = args.seq_lens[b];
-    GOSSAMER_CHECK(length >= 0 && length <= max_len, "decode_attention: seq_lens must be in [0, ", max_len, "], got ",
-                   length);
+    GOSSAMER_CHECK(length >= 0 && length <= args.max_len, "decode_attention: seq_lens must be in [0, ", args.max_len,
+                   "], got ", length);
     if (args.block_table == nullptr) continue;
     for (int64_t i = 0; i * args.block_size < length; ++i) {
       const int64_t block = args.block_table[b * args.max_blocks + i];
-      GOSSAMER_CHECK(block >= 0 && block < num_blocks, "decode_attention: block_table must be in [0, ", num_blocks,
-                     "), got ", block);
+      GOSSAMER_CHECK(block >= 0 && block < args.num_blocks, "decode_attention: block_table must be in [0, ",
+                     args.num_blocks, "), got ", block);
     }
   }
 }
@@ -84,61 +73,19 @@ void run(const DecodeArgs& args, const Tensor& lse) {
   });
 }
 
-Element element_of(const Tensor& tensor) {
-  switch (tensor.scalar_type()) {
-    case ScalarType::Float: return Element::kFloat;
-    case ScalarType::BFloat16: return Element::kBFloat16;
-    case ScalarType::Half: return Element::kHalf;
-    case ScalarType::Char: return Element::kInt8;
-    default: GOSSAMER_CHECK(false, "decode_attention: q must be float32, bfloat16 or float16");
-  }
-}
-
 std::tuple<Tensor, Tensor> decode_attention_cpu(const Tensor& q, const Tensor& k, const Tensor& v,
                                                 const OptionalTensor& seq_lens, const OptionalTensor& block_table,
                                                 double scale, int64_t window, const OptionalTensor& sinks,
                                                 double softcap, const OptionalTensor& alibi_slopes,
                                                 const OptionalTensor& tree_mask, const OptionalTensor& k_scale,
                                                 const OptionalTensor& v_scale) {
-  GOSSAMER_CHECK_TENSOR(q, 4, "decode_attention");
-  GOSSAMER_CHECK(k.dim() == 4 && v.dim() == 4 && k.stride(3) == 1 && v.stride(3) == 1,
-                 "decode_attention: k and v must have 4 dimensions, the last one dense");
-  GOSSAMER_CHECK(k.scalar_type() == v.scalar_type() && (k.scalar_type() == ScalarType::Char) == k_scale.has_value() &&
-                     (k.scalar_type() == ScalarType::Char || k.scalar_type() == q.scalar_type()),
-                 "decode_attention: k and v must have the type of q, or int8 with scales");
-  Tensor out = torch::stable::new_empty(q, {q.size(0), q.size(1), q.size(2), v.size(3)});
-  Tensor lse = torch::stable::new_empty(q, {q.size(0), q.size(1), q.size(2)}, ScalarType::Float);
+  auto [out, lse] = empty_results(q, k, v, k_scale);
   if (lse.numel() == 0) return {out, lse};
-
-  DecodeArgs args{};
-  args.query_type = element_of(q);
-  args.cache_type = element_of(k);
-  args.q = static_cast<const char*>(q.const_data_ptr());
-  args.k = cache_view(k, k_scale);
-  args.v = cache_view(v, v_scale);
-  args.out = static_cast<char*>(out.mutable_data_ptr());
-  args.lse = lse.mutable_data_ptr<float>();
-  args.batch = q.size(0);
-  args.num_queries = q.size(1);
-  args.num_kv_heads = k.size(2);
-  args.group = q.size(2) / k.size(2);
-  args.key_dim = q.size(3);
-  args.value_dim = v.size(3);
-  args.block_table = data_or_null<int64_t>(block_table);
-  args.max_blocks = block_table ? block_table->size(1) : 0;
-  args.block_size = k.size(1);
-  args.scale = static_cast<float>(scale);
-  args.softcap = static_cast<float>(softcap);
-  args.window = window;
-  args.sinks = data_or_null<float>(sinks);
-  args.slopes = data_or_null<float>(alibi_slopes);
-  args.tree_mask = data_or_null<bool>(tree_mask);
-  args.tree_stride = tree_mask && tree_mask->size(0) > 1 ? args.num_queries * args.num_queries : 0;
-  args.values_are_keys = args.k.data == args.v.data;
-  const int64_t max_len = block_table ? args.max_blocks * args.block_size : k.size(1);
-  const std::vector<int64_t> full(args.batch, max_len);
-  args.seq_lens = seq_lens ? seq_lens->const_data_ptr<int64_t>() : full.data();
-  check_lengths(args, max_len, k.size(0));
+  DecodeArgs args = decode_args(q, k, v, seq_lens, block_table, scale, window, sinks, softcap, alibi_slopes, tree_mask,
+                                k_scale, v_scale, out, lse);
+  const std::vector<int64_t> full(args.batch, args.max_len);
+  if (!seq_lens) args.seq_lens = full.data();
+  check_lengths(args);
   run(args, lse);
   return {out, lse};
 }

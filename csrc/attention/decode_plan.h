@@ -5,6 +5,8 @@
 #include <cstdint>
 #include <vector>
 
+#include "common/random.h"  // GOSSAMER_HOST_DEVICE
+
 namespace gossamer {
 
 // The cache is cut at multiples of kLeafKeys positions, whatever the batch, the threads or the split: each leaf is one
@@ -33,31 +35,36 @@ struct DecodeArgs {
   const int64_t* seq_lens;
   const int64_t* block_table;  // [batch, max_blocks] or null
   int64_t max_blocks, block_size;
-  float scale, softcap;   // softcap 0 is none
-  int64_t window;         // 0 is none
-  const float* sinks;     // [num_heads] or null
-  const float* slopes;    // [num_heads] or null
-  const bool* tree_mask;  // [batch, num_queries, num_queries] or null
-  int64_t tree_stride;    // 0 where all sequences share one mask
-  bool values_are_keys;   // v is k: its rows are in cache when the values are read
+  float scale, softcap;         // softcap 0 is none
+  int64_t window;               // 0 is none
+  const float* sinks;           // [num_heads] or null
+  const float* slopes;          // [num_heads] or null
+  const bool* tree_mask;        // [batch, num_queries, num_queries] or null
+  int64_t tree_stride;          // 0 where all sequences share one mask
+  bool values_are_keys;         // v is k: its rows are in cache when the values are read
+  int64_t max_len, num_blocks;  // positions that a sequence has room for, blocks of a paged cache
 
-  int64_t rows() const { return num_queries * group; }
+  GOSSAMER_HOST_DEVICE int64_t rows() const { return num_queries * group; }
   // Sizes of a partial softmax, rounded up to whole vectors of every instruction set.
-  int64_t padded_rows() const { return (rows() + 15) / 16 * 16; }
-  int64_t padded_value_dim() const { return (value_dim + 31) / 32 * 32; }
-  int64_t partial_size() const { return padded_rows() * (2 + padded_value_dim()); }
-  int64_t head(int64_t row, int64_t kv_head) const { return kv_head * group + row % group; }
+  GOSSAMER_HOST_DEVICE int64_t padded_rows() const { return (rows() + 15) / 16 * 16; }
+  GOSSAMER_HOST_DEVICE int64_t padded_value_dim() const { return (value_dim + 31) / 32 * 32; }
+  GOSSAMER_HOST_DEVICE int64_t partial_size() const { return padded_rows() * (2 + padded_value_dim()); }
+  GOSSAMER_HOST_DEVICE int64_t head(int64_t row, int64_t kv_head) const { return kv_head * group + row % group; }
   // Flat index of (sequence, query, head) in q, out and lse, without the last dimension.
-  int64_t flat(int64_t sequence, int64_t row, int64_t kv_head) const {
+  GOSSAMER_HOST_DEVICE int64_t flat(int64_t sequence, int64_t row, int64_t kv_head) const {
     return ((sequence * num_queries + row / group) * num_kv_heads + kv_head) * group + row % group;
   }
   // Cache positions [first, last) that row sees, tree mask apart.
-  int64_t position(int64_t sequence, int64_t row) const { return seq_lens[sequence] - num_queries + row / group; }
-  int64_t first(int64_t sequence, int64_t row) const {
-    return window == 0 ? 0 : std::max<int64_t>(0, position(sequence, row) - window + 1);
+  GOSSAMER_HOST_DEVICE int64_t position(int64_t sequence, int64_t row) const {
+    return seq_lens[sequence] - num_queries + row / group;
   }
-  int64_t last(int64_t sequence, int64_t row) const {
-    return std::max<int64_t>(0, tree_mask ? seq_lens[sequence] : position(sequence, row) + 1);
+  GOSSAMER_HOST_DEVICE int64_t first(int64_t sequence, int64_t row) const {
+    const int64_t begin = position(sequence, row) - window + 1;
+    return window == 0 || begin < 0 ? 0 : begin;
+  }
+  GOSSAMER_HOST_DEVICE int64_t last(int64_t sequence, int64_t row) const {
+    const int64_t end = tree_mask ? seq_lens[sequence] : position(sequence, row) + 1;
+    return end < 0 ? 0 : end;
   }
 };
 

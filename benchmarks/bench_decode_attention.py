@@ -1,0 +1,224 @@
+"""Decoding: decode_attention against the floor of the machine and against the ways to write it in torch.
+
+The floor of a call is max(bytes / read bandwidth, FLOPs / peak). Both limits are measured in turns with the call
+itself, by a sum over 128 MiB and by a matrix product: a disturbance of the machine then hits all of them alike.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from gossamer.sparse_nn import decode_attention
+
+import harness
+from timing import middle_half
+
+CAPABILITY = "Decoding"
+MATRIX, READ = 768, 1 << 25  # side of the product, floats of the sum
+
+
+@dataclass(frozen=True)
+class Shape:
+    """One decoding step: sizes, dtype, and whether values are the keys."""
+
+    batch: int
+    heads: int
+    kv_heads: int
+    dim: int
+    length: int
+    dtype: torch.dtype = torch.bfloat16
+    shared: bool = False
+    num_queries: int = 1
+
+    def tensors(self) -> tuple[Tensor, Tensor, Tensor]:
+        generator = torch.Generator().manual_seed(0)
+        q, k, v = (
+            torch.randn(self.batch, positions, heads, self.dim, generator=generator).to(self.dtype)
+            for positions, heads in (
+                (self.num_queries, self.heads), (self.length, self.kv_heads), (self.length, self.kv_heads)
+            )
+        )  # fmt: skip
+        return q, k, k if self.shared else v
+
+    def bytes(self, positions: int) -> int:
+        rows = self.batch * positions * self.kv_heads
+        return rows * self.dim * self.dtype.itemsize * (1 if self.shared else 2)
+
+    def flops(self, positions: int) -> int:
+        return 4 * self.num_queries * self.batch * self.heads * self.dim * positions
+
+
+MQA = Shape(1, 32, 1, 128, 32768)
+GQA = Shape(8, 32, 8, 128, 4096)
+SHARED = Shape(1, 64, 1, 512, 4096, shared=True)
+SMALL = Shape(1, 32, 8, 128, 512)
+
+
+def float32(shape: Shape) -> Shape:
+    return Shape(shape.batch, shape.heads, shape.kv_heads, shape.dim, shape.length, torch.float32)
+
+
+def grouped(shape: Shape, q: Tensor) -> Tensor:
+    """Query heads of a group as query rows, [B, Hkv, G, D]."""
+    return q.view(shape.batch, shape.kv_heads, -1, shape.dim)
+
+
+def rewrites(shape: Shape, q: Tensor, k: Tensor, v: Tensor) -> dict[str, Callable[[], Tensor]]:
+    """The two honest ways to write it in torch: the group folded into the rows of SDPA, and two products."""
+    rows, keys, values = grouped(shape, q), k.transpose(1, 2), v.transpose(1, 2)
+    return {
+        "fold": lambda: F.scaled_dot_product_attention(rows, keys, values),
+        "matmul": lambda: torch.softmax(rows @ keys.transpose(2, 3) * shape.dim**-0.5, -1) @ values,
+    }
+
+
+def fraction_of_floor(shape: Shape, *, bound: str = "both", **options: Any) -> harness.Figure:
+    """Floor over time in percent; ``bound`` names the limit that counts."""
+    q, k, v = shape.tensors()
+    matrix, block = torch.randn(MATRIX, MATRIX).to(shape.dtype), torch.ones(READ)
+    times = harness.compare(
+        {
+            "ours": lambda: decode_attention(q, k, v, **options),
+            "product": lambda: matrix @ matrix,
+            "read": lambda: block.sum(),
+        },
+        max_seconds=12,
+    )
+    positions = min(shape.length, options.get("window") or shape.length)
+    compute = [shape.flops(positions) / (2 * MATRIX**3) * r for r in times.ratios("product", "ours")]
+    memory = [shape.bytes(positions) / (4 * READ) * r for r in times.ratios("read", "ours")]
+    parts = {"compute": compute, "memory": memory, "both": [max(pair) for pair in zip(compute, memory)]}
+    ranked = sorted(parts[bound])
+    low, high = middle_half(ranked)
+    peak, read = 2 * MATRIX**3 / times["product"].median / 1e9, 4 * READ / times["read"].median / 1e9
+    detail = (
+        f"{times['ours'].median * 1e3:.3g} ms, {100 * low:.0f} .. {100 * high:.0f}; {peak:.0f} GFLOP/s, {read:.0f} GB/s"
+    )
+    return harness.Figure(100 * ranked[len(ranked) // 2], detail)
+
+
+def against_rewrites(shape: Shape, names: tuple[str, ...] = ("fold", "matmul"), **options: Any) -> harness.Figure:
+    """Time of the fastest rewrite over ours."""
+    q, k, v = shape.tensors()
+    rivals = {name: call for name, call in rewrites(shape, q, k, v).items() if name in names}
+    times = harness.compare({"ours": lambda: decode_attention(q, k, v, **options), **rivals}, max_seconds=12)
+    best = min(rivals, key=lambda name: times[name].median)
+    return times.figure(best, "ours", best)
+
+
+@harness.goal(CAPABILITY, "MQA bf16 (1, 32, 1, 128, 32768), of the peak", at_least=75, unit="%")
+def mqa_peak() -> harness.Figure:
+    return fraction_of_floor(MQA, bound="compute")
+
+
+@harness.goal(CAPABILITY, "MQA bf16 (1, 32, 1, 128, 32768) against the best torch rewrite", at_least=2.6)
+def mqa_rewrites() -> harness.Figure:
+    return against_rewrites(MQA)
+
+
+@harness.goal(CAPABILITY, "MQA bf16 (1, 32, 1, 128, 32768) against enable_gqa", at_least=75)
+def mqa_enable_gqa() -> harness.Figure:
+    q, k, v = MQA.tensors()
+    heads = [x.transpose(1, 2) for x in (q, k, v)]
+    stock = {"enable_gqa": lambda: F.scaled_dot_product_attention(*heads, enable_gqa=True)}
+    times = harness.compare({"ours": lambda: decode_attention(q, k, v), **stock}, repeats=5, max_seconds=12)
+    return times.figure("enable_gqa", "ours")
+
+
+@harness.goal(CAPABILITY, "group of 16, D 64 (1, 16, 1, 64, 32768), of the floor", at_least=75, unit="%")
+def group16_peak() -> harness.Figure:
+    return fraction_of_floor(Shape(1, 16, 1, 64, 32768))
+
+
+@harness.goal(CAPABILITY, "GQA bf16 (8, 32, 8, 128, 4096), of the read bandwidth", at_least=85, unit="%")
+def gqa_bandwidth() -> harness.Figure:
+    return fraction_of_floor(GQA, bound="memory")
+
+
+@harness.goal(CAPABILITY, "GQA bf16 (8, 32, 8, 128, 4096) against the best torch rewrite", at_least=3)
+def gqa_rewrites() -> harness.Figure:
+    return against_rewrites(GQA)
+
+
+@harness.goal(CAPABILITY, "MQA fp32 (1, 32, 1, 128, 32768), of the floor", at_least=70, unit="%")
+def mqa_fp32() -> harness.Figure:
+    return fraction_of_floor(float32(MQA))
+
+
+@harness.goal(CAPABILITY, "GQA fp32 (8, 32, 8, 128, 4096), of the floor", at_least=70, unit="%")
+def gqa_fp32() -> harness.Figure:
+    return fraction_of_floor(float32(GQA))
+
+
+@harness.goal(CAPABILITY, "MQA fp32 (1, 32, 1, 128, 32768) against fold", at_least=1.5)
+def mqa_fp32_fold() -> harness.Figure:
+    return against_rewrites(float32(MQA), ("fold",))
+
+
+@harness.goal(CAPABILITY, "GQA fp32 (8, 32, 8, 128, 4096) against fold", at_least=1.5)
+def gqa_fp32_fold() -> harness.Figure:
+    return against_rewrites(float32(GQA), ("fold",))
+
+
+@harness.goal(CAPABILITY, "K = V, 64 heads, D 512, sinks, 4096 positions, of the peak", at_least=75, unit="%")
+def shared_peak() -> harness.Figure:
+    return fraction_of_floor(SHARED, bound="compute", sinks=torch.zeros(64))
+
+
+@harness.goal(CAPABILITY, "K = V, 64 heads, D 512, sinks, window 128, of the peak", at_least=75, unit="%")
+def shared_window_peak() -> harness.Figure:
+    return fraction_of_floor(SHARED, bound="compute", sinks=torch.zeros(64), window=128)
+
+
+@harness.goal(CAPABILITY, "K = V, 64 heads, D 512, sinks, 4096 positions, against fold without sinks", at_least=2.4)
+def shared_fold() -> harness.Figure:
+    return against_rewrites(SHARED, ("fold",), sinks=torch.zeros(64))
+
+
+@harness.goal(CAPABILITY, "4 query positions over 1, GQA bf16 (8, 32, 8, 128, 4096)", at_most=1.15)
+def four_queries() -> harness.Figure:
+    q, k, v = GQA.tensors()
+    many = q.repeat(1, 4, 1, 1)
+    times = harness.compare({"1": lambda: decode_attention(q, k, v), "4": lambda: decode_attention(many, k, v)})
+    return times.figure("4", "1")
+
+
+@harness.goal(CAPABILITY, "int8 cache against bf16, GQA (8, 32, 8, 128, 4096)", at_least=1.7)
+def int8_cache() -> harness.Figure:
+    q, k, v = GQA.tensors()
+    scales = [x.abs().amax(-1).float() / 127 for x in (k, v)]
+    ints = [(x / s[..., None]).round().to(torch.int8) for x, s in zip((k, v), scales)]
+    calls = {
+        "int8": lambda: decode_attention(q, *ints, k_scale=scales[0], v_scale=scales[1]),
+        "bf16": lambda: decode_attention(q, k, v),
+    }
+    return harness.compare(calls).figure("bf16", "int8")
+
+
+@harness.goal(CAPABILITY, "small cache (1, 32, 8, 128, 512) against the best torch rewrite", at_least=1)
+def small_cache() -> harness.Figure:
+    return against_rewrites(SMALL)
+
+
+@harness.goal(CAPABILITY, "two threads over one, MQA bf16 (1, 32, 1, 128, 32768)", at_least=1.8, threads=2)
+def two_threads() -> harness.Figure:
+    q, k, v = MQA.tensors()
+
+    def with_threads(count: int) -> Callable[[], None]:
+        def call() -> None:
+            torch.set_num_threads(count)
+            decode_attention(q, k, v)
+
+        return call
+
+    return harness.compare({"one": with_threads(1), "two": with_threads(2)}, wall=True).figure("one", "two")
+
+
+if __name__ == "__main__":
+    harness.main()
