@@ -8,13 +8,13 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-import reproduce_gnnpipe
 import torch
 import torch.nn.functional as F
 
 from gossamer import distributed
 
 import harness
+import reproduce_gnnpipe
 from pipeline_job import Spec, build, launched, load, watch_gradients
 
 sys.path.append(str(Path(__file__).resolve().parent.parent / "tests"))
