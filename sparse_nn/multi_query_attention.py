@@ -74,7 +74,7 @@ class MultiQueryAttention(nn.Module):
         q, k, v = self._project(x, torch.arange(x.shape[1], device=x.device)[None])
         group = self.num_heads // self.num_kv_heads
         k, v = (t.repeat_interleave(group, dim=2).transpose(1, 2) for t in (k, v))
-        mask = None if self.window is None else self._window_mask(x)
+        mask = None if self.window is None else self._window_mask(x, self.window)
         out = F.scaled_dot_product_attention(q.transpose(1, 2), k, v, attn_mask=mask, is_causal=mask is None)
         return self.output(out.transpose(1, 2).flatten(2))
 
@@ -94,10 +94,10 @@ class MultiQueryAttention(nn.Module):
             q, k = (_rotate(t, positions, self.rope_base) for t in (q, k))
         return q, k, v
 
-    def _window_mask(self, x: Tensor) -> Tensor:
+    def _window_mask(self, x: Tensor, window: int) -> Tensor:
         position = torch.arange(x.shape[1], device=x.device)
         distance = position[:, None] - position
-        return (distance >= 0) & (distance < self.window)
+        return (distance >= 0) & (distance < window)
 
     def pooled(self, num_kv_heads: int) -> MultiQueryAttention:
         """A layer with fewer key/value heads, each the mean of the heads that it replaces.
