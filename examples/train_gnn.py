@@ -73,6 +73,7 @@ def main() -> int:
             return train(arguments)
         except distributed.WorkerLost as error:
             print(f"error: {error}", file=sys.stderr, flush=True)
+            time.sleep(2.0)  # so that the launcher sees the worker that died before it sees this one leave
             return 1
     try:
         folder = prepare(arguments)
