@@ -107,6 +107,8 @@ class Channel:
         """Turn the error of a broken connection into one that names the worker at its other end."""
         try:
             yield
+        except WorkerLost:
+            raise
         except RuntimeError as error:
             reason = str(error).splitlines()[0]
             if not _BROKEN.search(reason):

@@ -252,7 +252,8 @@ class PipelineEngine:
 
     def save_checkpoint(self, folder: str | os.PathLike) -> str:
         """Write the whole training state under ``folder``, whole or not at all; returns the checkpoint's path."""
-        return checkpoint.save(self, os.fspath(folder))
+        with self._channel.naming_lost_worker():
+            return checkpoint.save(self, os.fspath(folder))
 
     def load_checkpoint(self, folder: str | os.PathLike) -> None:
         """Restore the newest checkpoint under ``folder`` (or ``folder`` itself, if it is one).
@@ -262,7 +263,8 @@ class PipelineEngine:
         Raises:
             ValueError: if there is none, a file is truncated or altered, or it is of another configuration.
         """
-        checkpoint.load(self, os.fspath(folder))
+        with self._channel.naming_lost_worker():
+            checkpoint.load(self, os.fspath(folder))
 
 
 def _world() -> tuple[int, int]:

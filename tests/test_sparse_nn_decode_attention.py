@@ -29,7 +29,7 @@ def make(batch, num_queries, heads, kv_heads, key_dim, value_dim, length, dtype=
 def assert_matches(q, k, v, **options):
     out, lse = decode_attention(q, k, v, return_lse=True, **options)
     expected, expected_lse = reference.decode_attention(q, k, v, **options)
-    tolerance = TOLERANCE[q.dtype]
+    tolerance = TOLERANCE[q.dtype] * max(1.0, (q.shape[-1] / 128) ** 0.5)  # rounding grows with the length of a score
     assert out.dtype == q.dtype
     torch.testing.assert_close(out.double(), expected, rtol=tolerance, atol=tolerance)
     torch.testing.assert_close(lse.double(), expected_lse, rtol=1e-4, atol=1e-4)
