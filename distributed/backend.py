@@ -40,7 +40,7 @@ def make_optimizer(module: nn.Module, config: dict[str, Any]) -> torch.optim.Opt
     kind = getattr(torch.optim, section["type"], None)
     if not (isinstance(kind, type) and issubclass(kind, torch.optim.Optimizer)):
         raise ValueError(f"initialize: optimizer.type must be the name of a torch optimizer, got {section['type']!r}")
-    parameters = [p for p in module.parameters() if p.requires_grad] or [nn.Parameter(torch.zeros(1))]
+    parameters = [p for p in module.parameters() if p.requires_grad]
     return kind(parameters, **section.get("params", {}))
 
 
@@ -144,7 +144,12 @@ def init_distributed(device: str = "auto", *, timeout: float = 1800.0) -> torch.
 
     Returns:
         The device of this worker.
+
+    Raises:
+        ValueError: if the device is none of these.
     """
+    if device not in ("auto", "cpu", "cuda"):
+        raise ValueError(f"init_distributed: device must be auto, cpu or cuda, got {device!r}")
     local_rank, local_size = int(os.environ.get("LOCAL_RANK", 0)), int(os.environ.get("LOCAL_SIZE", 1))
     local_size = max(local_size, int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
     if device == "auto":
@@ -158,6 +163,8 @@ def init_distributed(device: str = "auto", *, timeout: float = 1800.0) -> torch.
 
 
 def _init_with_deepspeed(device: torch.device, timeout: timedelta) -> None:
+    if device.type == "cpu":
+        os.environ["DS_ACCELERATOR"] = "cpu"  # also where there are GPUs, but fewer than workers
     import deepspeed
     import deepspeed.ops
 

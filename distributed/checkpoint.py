@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
 import os
@@ -27,11 +28,13 @@ def save(engine: PipelineEngine, folder: str) -> str:
     target = os.path.join(folder, f"epoch_{engine.epoch:06d}")
     partial = os.path.join(folder, f".epoch_{engine.epoch:06d}.partial")
     if engine.is_first:
-        shutil.rmtree(partial, ignore_errors=True)
+        for left_over in glob.glob(os.path.join(glob.escape(folder), ".epoch_*.partial")):
+            shutil.rmtree(left_over)
         os.makedirs(partial)
     engine._channel.barrier()
     engine._worker.backend.save(partial)
-    torch.save(engine._worker.chunked.state_dict(), os.path.join(partial, f"stage_{engine.stage:02d}.pt"))
+    state = {"chunks": engine._worker.chunked.state_dict(), "random_state": torch.get_rng_state()}
+    torch.save(state, os.path.join(partial, f"stage_{engine.stage:02d}.pt"))
     engine._channel.barrier()
     if engine.is_first:
         _write_manifest(partial, _describe(engine))
@@ -39,7 +42,8 @@ def save(engine: PipelineEngine, folder: str) -> str:
             shutil.rmtree(target)
         os.rename(partial, target)
         _sync(folder)
-        for _, old in _checkpoints(folder)[:-_KEPT]:
+        others = [path for _, path in _checkpoints(folder) if path != target]
+        for old in others[: len(others) - (_KEPT - 1)]:
             shutil.rmtree(old)
     engine._channel.barrier()
     return target
@@ -56,7 +60,8 @@ def load(engine: PipelineEngine, folder: str) -> None:
             raise ValueError(f"load_checkpoint: {key} must be the checkpoint's {manifest.get(key)!r}, got {value!r}")
     engine._worker.backend.load(path)
     state = torch.load(os.path.join(path, f"stage_{engine.stage:02d}.pt"), weights_only=True)
-    engine._worker.chunked.load_state_dict(state)
+    engine._worker.chunked.load_state_dict(state["chunks"])
+    torch.set_rng_state(state["random_state"])
     engine.epoch = manifest["epoch"]
     engine._channel.barrier()
 
@@ -83,6 +88,10 @@ def _describe(engine: PipelineEngine) -> dict[str, Any]:
         "num_chunks": engine.num_chunks,
         "num_nodes": engine._worker.chunked.graph.num_nodes,
         "backend": type(engine._worker.backend).__name__,
+        "refresh_period": engine.config.refresh_period,
+        "shuffle": engine.config.shuffle,
+        "cross_chunk_gradient": engine.config.cross_chunk_gradient,
+        "seed": engine.config.seed,
     }
 
 

@@ -186,13 +186,6 @@ class ChunkedGraph:
             if not self.drop_stale_gradients:
                 site.gradients.copy_(state[f"{i}.gradients"])
 
-    def memory(self) -> int:
-        """Bytes of all buffers."""
-        tensors = [
-            t for s in self.sites for t in (s.inputs, s.gradients, s.history, s.outputs, s.args) if t is not None
-        ]
-        return sum(t.numel() * t.element_size() for t in tensors)
-
 
 class ChunkView:
     """The rows of one chunk, standing where a layer expects a graph; ``aggregate`` and ``gcn_aggregate`` of
@@ -216,7 +209,11 @@ class ChunkView:
             return self._pass(x, _Extremum(edge_weight, reduce == "min"), None)
         return self._pass(x, _Linear(propagation(graph, reduce, dtype=x.dtype)), None)
 
-    def gcn_aggregate(self, x: Tensor, *, residual: Tensor | None = None, alpha: float = 0.0) -> Tensor:
+    def gcn_aggregate(
+        self, x: Tensor, *, weight: Tensor | None = None, residual: Tensor | None = None, alpha: float = 0.0
+    ) -> Tensor:
+        if weight is not None:
+            raise ValueError("gcn_aggregate: weight must be None in a pipelined layer (it belongs to the graph)")
         return self._pass(x, _Linear(propagation(self._chunked.graph, "gcn", dtype=x.dtype), alpha), residual)
 
     def _pass(self, x: Tensor, kind: _Linear | _Extremum, residual: Tensor | None) -> Tensor:

@@ -109,11 +109,27 @@ def _check_data(graph: CSR, features: Tensor, labels: Tensor, masks: dict[str, T
         raise ValueError(f"initialize: labels must have {n} rows, got {list(labels.shape)}")
     if "train" not in masks:
         raise ValueError(f"initialize: masks must hold 'train', got {sorted(masks)}")
+    if graph.weight is not None and graph.weight.requires_grad:
+        raise ValueError("initialize: graph.weight must not require a gradient, got a learned weight")
     for name, mask in masks.items():
         if mask.shape != (n,) or mask.dtype != torch.bool:
             raise ValueError(f"initialize: masks[{name!r}] must be bool [{n}], got {mask.dtype} {list(mask.shape)}")
     if not masks["train"].any():
         raise ValueError("initialize: masks['train'] must mark at least one node, got none")
+
+
+def _check_labels(labels: Tensor, num_classes: int) -> None:
+    if labels.dtype != torch.int64 or labels.dim() != 1:
+        raise TypeError(f"initialize: labels must be int64 [N], got {labels.dtype} {list(labels.shape)}")
+    if not 0 <= int(labels.min()) <= int(labels.max()) < num_classes:
+        found = f"{int(labels.min())} to {int(labels.max())}"
+        raise ValueError(f"initialize: labels must be in [0, {num_classes}), got {found}")
+
+
+def _check_dtype(features: Tensor, layers: list[nn.Module]) -> None:
+    dtypes = {p.dtype for layer in layers for p in layer.parameters() if p.is_floating_point()}
+    if dtypes and features.dtype not in dtypes:
+        raise TypeError(f"initialize: features must be of the model's {dtypes.pop()}, got {features.dtype}")
 
 
 class PipelineEngine:
@@ -144,8 +160,11 @@ class PipelineEngine:
         self.counters = Counters()
         num_chunks = config.chunks_for(self.num_stages, graph.num_nodes)
         layers = layers_of(model)
+        _check_dtype(features, layers)
         ranges, states = plan_stages(layers, features, self.num_stages, config.stage_bounds)
         self.layer_ids = ranges[self.stage]
+        if loss is sum_cross_entropy:
+            _check_labels(labels, states[-1][0].shape[1])
         order, bounds = chunk_order(graph, num_chunks)
         chunked = ChunkedGraph(
             graph.permute(order).to(device),

@@ -41,6 +41,8 @@ def require_port(port: int) -> int:
     Raises:
         ValueError: if another process uses it.
     """
+    if not 1 <= port <= 65535:
+        raise ValueError(f"launch: port must be in [1, 65535], got {port}")
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:

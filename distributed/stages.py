@@ -59,10 +59,11 @@ def measure_layers(layers: Sequence[nn.Module], features: Tensor) -> tuple[list[
     state: State = (features[:0],)
     for layer in layers:
         probe = _ProbeGraph(features.device)
-        training = layer.training
+        modes = [(module, module.training) for module in layer.modules()]
         with torch.no_grad():
             state = GraphSequential(layer.eval())(probe, *state)
-        layer.train(training)
+        for module, training in modes:
+            module.training = training
         state = state if isinstance(state, tuple) else (state,)
         counts.append(probe.num_aggregations)
         states.append(state)
@@ -82,19 +83,24 @@ def plan_stages(
             a layer that has parameters.
 
     Raises:
-        ValueError: if there are fewer layers than stages or the bounds do not ascend.
+        ValueError: if there are fewer layers than stages, the bounds do not ascend or a stage has no parameters.
     """
     counts, states = measure_layers(layers, features)
     if bounds is None:
         costs = [n + 0.1 * any(True for _ in layer.parameters()) for n, layer in zip(counts, layers)]
-        return split_layers(costs, num_stages), states
-    edges = [0, *bounds, len(layers)]
-    if len(edges) != num_stages + 1 or any(a >= b for a, b in pairwise(edges)):
-        raise ValueError(
-            f"initialize: stage_bounds must be {num_stages - 1} ascending layer numbers between 1 and "
-            f"{len(layers) - 1}, got {list(bounds)}"
-        )
-    return [range(a, b) for a, b in pairwise(edges)], states
+        ranges = split_layers(costs, num_stages)
+    else:
+        edges = [0, *bounds, len(layers)]
+        if len(edges) != num_stages + 1 or any(a >= b for a, b in pairwise(edges)):
+            raise ValueError(
+                f"initialize: stage_bounds must be {num_stages - 1} ascending layer numbers between 1 and "
+                f"{len(layers) - 1}, got {list(bounds)}"
+            )
+        ranges = [range(a, b) for a, b in pairwise(edges)]
+    for stage, ids in enumerate(ranges):
+        if not any(p.requires_grad for i in ids for p in layers[i].parameters()):
+            raise ValueError(f"initialize: every stage must have parameters to train, got none in stage {stage}")
+    return ranges, states
 
 
 def split_layers(costs: Sequence[float], num_stages: int) -> list[range]:

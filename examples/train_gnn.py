@@ -4,8 +4,8 @@
     python examples/train_gnn.py --dataset cora --data-root DIR --epochs 500
     python examples/train_gnn.py --resume --epochs 400   # go on with the newest run
 
-The script starts the deepspeed launcher itself; `deepspeed --num_accelerators 2 --no_local_rank
-examples/train_gnn.py --name NAME` does the same by hand. Everything about a run is left in runs/NAME.
+The script starts the deepspeed launcher itself. Everything about a run is left in runs/NAME; --resume takes all
+settings but the number of epochs from there.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     data.add_argument("--hidden", type=int, default=64)
     data.add_argument("--dropout", type=float, default=0.5)
     training = parser.add_argument_group("training")
-    training.add_argument("--epochs", type=int, default=200, help="epochs in all, resumed ones included")
+    training.add_argument("--epochs", type=int, default=None, help="in all, resumed ones included (default 200)")
     training.add_argument("--lr", type=float, default=None, help="learning rate (default: that of --config)")
     training.add_argument("--weight-decay", type=float, default=None)
     training.add_argument("--seed", type=int, default=0)
@@ -78,7 +78,7 @@ def main() -> int:
     try:
         folder = prepare(arguments)
         code = launch(__file__, _command_line(folder), num_workers=arguments.workers, port=arguments.port)
-    except (ValueError, FileNotFoundError) as error:
+    except (ValueError, TypeError, ImportError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return conclude(folder, code)
@@ -90,7 +90,12 @@ def prepare(arguments: argparse.Namespace) -> Path:
     if arguments.resume:
         folder = root / arguments.name if arguments.name else _newest(root)
         saved = json.loads((folder / "config.json").read_text())
-        arguments.__dict__.update(saved | {"epochs": arguments.epochs, "port": arguments.port, "resume": True})
+        kept = {"port": arguments.port, "resume": True, "runs": arguments.runs}
+        epochs = saved["epochs"] if arguments.epochs is None else arguments.epochs
+        arguments.__dict__.update(saved | kept | {"epochs": epochs})
+    else:
+        arguments.epochs = 200 if arguments.epochs is None else arguments.epochs
+        arguments.configuration = configuration(arguments)
     if arguments.port is not None:
         require_port(arguments.port)
     check_plan(arguments)
@@ -105,10 +110,11 @@ def prepare(arguments: argparse.Namespace) -> Path:
 
 def check_plan(arguments: argparse.Namespace) -> None:
     """Raise ValueError or FileNotFoundError for a run that could not start."""
-    if arguments.workers < 1:
-        raise ValueError(f"train_gnn: workers must be at least 1, got {arguments.workers}")
+    for name in ("workers", "epochs", "evaluate_every", "save_every"):
+        if getattr(arguments, name) < 1:
+            raise ValueError(f"train_gnn: {name} must be at least 1, got {getattr(arguments, name)}")
     data = load(arguments)
-    section, _ = distributed.load_config(configuration(arguments))
+    section, _ = distributed.load_config(arguments.configuration)
     layers = distributed.layers_of(build(arguments, data))
     distributed.plan_stages(layers, data.features, arguments.workers, section.stage_bounds)
     section.chunks_for(arguments.workers, data.graph.num_nodes)
@@ -165,7 +171,12 @@ def build(arguments: argparse.Namespace, data: Dataset) -> torch.nn.Module:
     """The model, with the same initial weights on every worker."""
     torch.manual_seed(arguments.seed)
     return MODELS[arguments.model](
-        data.features.shape[1], arguments.hidden, data.num_classes, arguments.layers, dropout=arguments.dropout
+        data.features.shape[1],
+        arguments.hidden,
+        data.num_classes,
+        arguments.layers,
+        dropout=arguments.dropout,
+        seed=arguments.seed,
     )
 
 
@@ -178,7 +189,7 @@ def train(arguments: argparse.Namespace) -> int:
     data = load(arguments)
     engine = distributed.initialize(
         build(arguments, data), data.graph, features=data.features, labels=data.labels,
-        masks=data.masks, config=configuration(arguments), device=device,
+        masks=data.masks, config=arguments.configuration, device=device,
     )  # fmt: skip
     checkpoints = folder / "checkpoints"
     if distributed.find_latest(checkpoints):
@@ -220,6 +231,8 @@ class Monitor:
 
         self._recorder = Recorder(folder, first_epoch=engine.epoch)
         self._best: dict[str, float] = {}
+        for line in self._recorder.read():  # a resumed run knows the best of its earlier part
+            self._remember(line)
         self._title = (
             f"{arguments.dataset}, {arguments.layers}-layer {arguments.model}, {engine.num_stages} stages, "
             f"{engine.num_chunks} chunks"
@@ -242,8 +255,7 @@ class Monitor:
         if evaluation is not None:
             for name, value in evaluation.accuracy.items():
                 line |= {f"{name}_accuracy": value, f"{name}_loss": evaluation.loss[name]}
-            if line.get("val_accuracy", 0.0) >= self._best.get("val_accuracy", 0.0):
-                self._best = {key: line[key] for key in ("epoch", "val_accuracy", "test_accuracy") if key in line}
+            self._remember(line)
         self._recorder.add(**line)
         self._bar.set_postfix(
             loss=f"{report.loss:.4f}",
@@ -254,6 +266,10 @@ class Monitor:
             refresh=False,
         )
         self._bar.update()
+
+    def _remember(self, line: dict[str, Any]) -> None:
+        if line.get("val_accuracy", 0.0) > self._best.get("val_accuracy", 0.0):
+            self._best = {key: line[key] for key in ("epoch", "val_accuracy", "test_accuracy") if key in line}
 
     def finish(self, state: str) -> None:
         """Write plot and status."""

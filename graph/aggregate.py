@@ -87,7 +87,7 @@ def gcn_aggregate(
     the residual is that of Chen et al. 2020, Simple and Deep Graph Convolutional Networks, equation 5.
     """
     if not isinstance(graph, CSR):
-        return graph.gcn_aggregate(x, residual=residual, alpha=alpha)
+        return graph.gcn_aggregate(x, weight=weight, residual=residual, alpha=alpha)
     _check(graph, x, weight, "gcn_aggregate")
     _check_residual(x, residual, alpha)
     owner = graph.weight if weight is None else weight

@@ -45,7 +45,8 @@ class MixedGraph:
             return torch.where(connected.any(dim=1)[:, None], extremum, 0.0)
         return self.matrices[reduce][self.rows[self.chunk]] @ self._mixed(x)
 
-    def gcn_aggregate(self, x, *, residual=None, alpha=0.0):
+    def gcn_aggregate(self, x, *, weight=None, residual=None, alpha=0.0):
+        assert weight is None
         out = (1 - alpha) * (self.matrices["gcn"][self.rows[self.chunk]] @ self._mixed(x))
         return out if residual is None else out + alpha * residual
 

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from gossamer import distributed
+from gossamer.distributed.launcher import free_port
 from gossamer.graph import (
     CSR,
     GCN,
@@ -252,6 +253,35 @@ def test_processes_equal_the_emulation(world, name, tmp_path):
     )
 
 
+ZERO_STAGES = [0, 1, 2]
+
+
+def _train_clipped(**config):
+    """Losses with gradient clipping."""
+    torch.set_num_threads(1)
+    graph, data = make_problem()
+    config = config | {"gradient_clipping": 0.1, "gossamer": {"num_chunks": 4, "refresh_period": 2}}
+    engine = distributed.initialize(make_model(dropout=0.3), graph, **data, config=config)
+    return [engine.train_epoch().loss for _ in range(5)]
+
+
+def _deepspeed_worker(rank, port, folder):
+    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
+    distributed.init_distributed("cpu")
+    losses = [_train_clipped(zero_optimization={"stage": stage}) for stage in ZERO_STAGES]
+    torch.save(losses, os.path.join(folder, f"{rank}.pt"))
+
+
+@pytest.mark.launch
+def test_deepspeed_with_zero_and_clipping_equals_the_emulation(tmp_path):
+    pytest.importorskip("deepspeed")
+    expected = _train_clipped()
+    mp.spawn(_deepspeed_worker, (str(free_port()), str(tmp_path)), nprocs=2)
+    for rank in range(2):
+        for losses in torch.load(tmp_path / f"{rank}.pt"):
+            assert losses == pytest.approx(expected, rel=1e-5)
+
+
 # Checkpoints.
 
 
@@ -298,6 +328,44 @@ def test_a_damaged_checkpoint_is_refused(damage, tmp_path):
         engine.load_checkpoint(tmp_path)
 
 
+def test_saving_after_an_older_checkpoint_was_loaded_keeps_the_new_one(tmp_path):
+    graph, data = make_problem()
+    engine = make_engine(make_model(), graph, data, num_chunks=1)
+    paths = []
+    for _ in range(2):
+        engine.train_epoch()
+        paths.append(engine.save_checkpoint(tmp_path))
+    engine.train_epoch()
+    engine.save_checkpoint(tmp_path / "elsewhere")
+    engine.load_checkpoint(paths[0])
+    engine.epoch = 0
+    assert os.path.isdir(engine.save_checkpoint(tmp_path))
+
+
+def test_resumed_training_continues_the_random_numbers_of_ordinary_dropout(tmp_path):
+    graph, data = make_problem()
+    torch.manual_seed(5)
+    model = GraphSequential(
+        nn.Linear(NUM_FEATURES, 8), nn.Dropout(0.5), _Neighbors(8, "mean"), nn.Linear(8, NUM_CLASSES)
+    )
+    engine = make_engine(model, graph, data, num_chunks=4)
+    engine.train_epoch()
+    engine.save_checkpoint(tmp_path)
+    expected = engine.train_epoch().loss
+    resumed = make_engine(model, graph, data, num_chunks=4)
+    torch.rand(7)
+    resumed.load_checkpoint(tmp_path)
+    assert resumed.train_epoch().loss == expected
+
+
+def test_a_checkpoint_of_other_techniques_is_refused(tmp_path):
+    graph, data = make_problem()
+    make_engine(make_model(), graph, data, num_chunks=5).save_checkpoint(tmp_path)
+    other = make_engine(make_model(), graph, data, num_chunks=5, cross_chunk_gradient="stale")
+    with pytest.raises(ValueError, match="cross_chunk_gradient must be the checkpoint's 'rescaled', got 'stale'"):
+        other.load_checkpoint(tmp_path)
+
+
 def test_a_checkpoint_of_another_number_of_chunks_is_refused(tmp_path):
     graph, data = make_problem()
     make_engine(make_model(), graph, data, num_chunks=5).save_checkpoint(tmp_path)
@@ -326,6 +394,10 @@ BAD_DATA = [
     pytest.param({"features": torch.zeros(3, 2)}, ValueError, r"features must be \[150, num_features\]", id="rows"),
     pytest.param({"features": torch.zeros(NUM_NODES, 2).long()}, TypeError, "features must be floating", id="dtype"),
     pytest.param({"labels": torch.zeros(4).long()}, ValueError, "labels must have 150 rows", id="labels"),
+    pytest.param({"labels": torch.full((NUM_NODES,), 9)}, ValueError, r"labels must be in \[0, 4\), got 9", id="class"),
+    pytest.param(
+        {"features": torch.zeros(NUM_NODES, 12).double()}, TypeError, "features must be of the model's", id="fp64"
+    ),
     pytest.param({"masks": {}}, ValueError, "masks must hold 'train'", id="no train mask"),
     pytest.param({"masks": {"train": torch.zeros(NUM_NODES)}}, ValueError, "must be bool", id="mask dtype"),
     pytest.param(
@@ -363,6 +435,12 @@ def test_model_must_be_a_sequence_of_layers():
     graph, data = make_problem()
     with pytest.raises(TypeError, match="model must be a sequence of layers"):
         make_engine(nn.Linear(NUM_FEATURES, NUM_CLASSES), graph, data)
+
+
+def test_a_stage_without_parameters_is_named():
+    layers = [nn.ReLU(), nn.Linear(NUM_FEATURES, NUM_CLASSES)]
+    with pytest.raises(ValueError, match="every stage must have parameters to train, got none in stage 0"):
+        distributed.plan_stages(layers, torch.zeros(3, NUM_FEATURES), 2)
 
 
 def test_more_stages_than_layers_and_fewer_chunks_than_stages():

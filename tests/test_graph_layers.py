@@ -217,7 +217,7 @@ class View:
     def aggregate(self, x, *, weight=None, reduce="sum"):
         return aggregate(self.graph, x, weight=weight, reduce=reduce)
 
-    def gcn_aggregate(self, x, *, residual=None, alpha=0.0):
+    def gcn_aggregate(self, x, *, weight=None, residual=None, alpha=0.0):
         return gcn_aggregate(self.graph, x, residual=residual, alpha=alpha)
 
 

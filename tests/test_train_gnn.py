@@ -132,6 +132,7 @@ BAD = [
     pytest.param(["--chunks", "3", "--workers", "4"], "num_chunks must be 1 or at least", id="few chunks"),
     pytest.param(["--config", "missing.json"], "missing.json", id="missing configuration"),
     pytest.param(["--resume"], "resume must find a run", id="nothing to resume"),
+    pytest.param(["--save-every", "0"], "save_every must be at least 1, got 0", id="never save"),
 ]
 
 
