@@ -45,18 +45,28 @@ struct Simd<BFloat16> {
   static constexpr int64_t kLanes = GOSSAMER_VECTOR_BYTES / sizeof(float);
 
   static Vector load(const BFloat16* p) {
+#if GOSSAMER_VECTOR_BYTES == 64  // one instruction, where the general conversion becomes four
+    return (Vector)_mm512_slli_epi32(
+        _mm512_maskz_cvtepu16_epi32(0xffff, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))), 16);
+#else
     Halves h;
     std::memcpy(&h, p, sizeof(h));
     const Words w = __builtin_convertvector(h, Words) << 16;
     return reinterpret_cast<Vector>(w);
+#endif
   }
   // Rounds to nearest even; NaN stays NaN.
   static void store(BFloat16* p, Vector v) {
     const Words w = reinterpret_cast<Words>(v);
     const Words rounded = (w + 0x7fff + ((w >> 16) & 1)) >> 16;
     const auto is_nan = (w & 0x7fffffff) > 0x7f800000;
-    const Halves h = __builtin_convertvector(is_nan ? (w >> 16) | 0x40 : rounded, Halves);
+    const Words upper = is_nan ? (w >> 16) | 0x40 : rounded;
+#if GOSSAMER_VECTOR_BYTES == 64
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_maskz_cvtepi32_epi16(0xffff, (__m512i)upper));
+#else
+    const Halves h = __builtin_convertvector(upper, Halves);
     std::memcpy(p, &h, sizeof(h));
+#endif
   }
 };
 
