@@ -1,0 +1,53 @@
+"""The gossamer command as a user types it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import gossamer
+from gossamer import command
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    code = "import sys; from gossamer.command import main; sys.exit(main())"
+    return subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, timeout=120)
+
+
+def test_doctor_reports_this_installation() -> None:
+    done = run("doctor")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert gossamer.__version__ in done.stdout
+    assert torch.__version__ in done.stdout
+    assert gossamer.instruction_set() in done.stdout
+    assert "operators agree with torch" in done.stdout
+    assert done.stdout.endswith("all is well\n")
+
+
+def test_doctor_finds_a_wrong_operator(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    from gossamer import graph
+
+    right = graph.aggregate
+    monkeypatch.setattr(graph, "aggregate", lambda *arguments: 2 * right(*arguments))
+    assert command.main(["doctor"]) == 1
+    assert "FAIL  self-check         aggregate, gradients of aggregate differ" in capsys.readouterr().out
+
+
+def test_doctor_reports_an_operator_that_raises(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from gossamer import sparse_nn
+
+    monkeypatch.setattr(sparse_nn, "decode_attention", None)
+    assert command.main(["doctor"]) == 1
+    assert "FAIL  self-check         TypeError" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("arguments", [[], ["nurse"]], ids=["none", "unknown"])
+def test_wrong_use_says_what_there_is(arguments: list[str]) -> None:
+    done = run(*arguments)
+    assert done.returncode == 2
+    assert "doctor" in done.stderr + done.stdout or "COMMAND" in done.stderr
