@@ -1,4 +1,4 @@
-"""Pipelined training of deep graph networks over workers, with DeepSpeed as the distributed engine."""
+"""Deep graph networks pipelined over workers, experts spread over them, with DeepSpeed as the distributed engine."""
 
 from gossamer.distributed import schedule
 from gossamer.distributed.backend import init_distributed
@@ -7,6 +7,7 @@ from gossamer.distributed.checkpoint import find_latest
 from gossamer.distributed.config import PipelineConfig, load_config
 from gossamer.distributed.counters import Counters
 from gossamer.distributed.engine import EpochReport, Evaluation, PipelineEngine, initialize
+from gossamer.distributed.expert_parallel import ExpertExchange, ExpertParallelMoE
 from gossamer.distributed.launcher import is_worker, launch
 from gossamer.distributed.schedule import gnnpipe, gpipe, naive, one_f_one_b, simulate
 from gossamer.distributed.stages import layers_of, plan_stages
@@ -24,6 +25,8 @@ __all__ = [
     "EpochReport",
     "Evaluation",
     "Counters",
+    "ExpertExchange",
+    "ExpertParallelMoE",
     "WorkerLost",
     "find_latest",
     "schedule",

@@ -69,11 +69,14 @@ class MoE(nn.Module):
         routing = self.router(rows, token_ids)
         if plan is None:
             plan = self.router.plan(routing)
-        y = expert_mlp(rows, plan, self.w_in, self.w_out, gates=routing.gates, activation=self.activation)
+        y = self._experts(rows, plan, routing.gates)
         self.routing = routing
         if self.shared_in is not None and self.shared_out is not None:
             y = y + self._shared(rows, self.shared_in, self.shared_out)
-        return y.view(*x.shape[:-1], -1)
+        return y.view(x.shape)
+
+    def _experts(self, rows: Tensor, plan: RoutePlan, gates: Tensor) -> Tensor:
+        return expert_mlp(rows, plan, self.w_in, self.w_out, gates=gates, activation=self.activation)
 
     def _shared(self, x: Tensor, w_in: Tensor, w_out: Tensor) -> Tensor:
         hidden = functional.linear(x, w_in)
