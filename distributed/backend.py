@@ -35,19 +35,32 @@ class Backend(Protocol):
 
 
 def make_optimizer(module: nn.Module, config: dict[str, Any]) -> torch.optim.Optimizer:
-    """The torch optimizer that a DeepSpeed ``optimizer`` section names (default Adam, lr 1e-3)."""
+    """The torch optimizer that a DeepSpeed ``optimizer`` section names (default Adam, lr 1e-3).
+
+    Raises:
+        ValueError: if torch has no such optimizer, or it does not take these parameters.
+    """
     section = config.get("optimizer", {"type": "Adam", "params": {"lr": 1e-3}})
-    kind = getattr(torch.optim, section["type"], None)
+    name, settings = section.get("type"), section.get("params", {})
+    kind = getattr(torch.optim, str(name), None)
     if not (isinstance(kind, type) and issubclass(kind, torch.optim.Optimizer)):
-        raise ValueError(f"initialize: optimizer.type must be the name of a torch optimizer, got {section['type']!r}")
+        raise ValueError(f"initialize: optimizer.type must be the name of a torch optimizer, got {name!r}")
     parameters = [p for p in module.parameters() if p.requires_grad]
-    return kind(parameters, **section.get("params", {}))
+    try:
+        return kind(parameters, **settings)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"initialize: optimizer.params must be those of {name}, got {settings}: {error}") from error
 
 
 class TorchBackend:
     """torch's optimizer, no DeepSpeed: one process, or several with ``backend`` set to torch."""
 
     def __init__(self, module: nn.Module, config: dict[str, Any], num_stages: int) -> None:
+        if "scheduler" in config:
+            raise ValueError(
+                "initialize: scheduler must be absent where torch's optimizer works without DeepSpeed, got "
+                f"{config['scheduler']!r}"
+            )
         self.module = module
         self._optimizer = make_optimizer(module, config)
         self._clip = float(config.get("gradient_clipping", 0.0))
@@ -78,7 +91,8 @@ class TorchBackend:
 
     def load(self, folder: str) -> None:
         rank = dist.get_rank() if self._num_stages > 1 else 0
-        state = torch.load(os.path.join(folder, f"torch_{rank:02d}.pt"), weights_only=True)
+        path = os.path.join(folder, f"torch_{rank:02d}.pt")
+        state = torch.load(path, weights_only=True, map_location="cpu")  # copied to where the parameters are
         self.module.load_state_dict(state["module"])
         self._optimizer.load_state_dict(state["optimizer"])
 

@@ -58,10 +58,14 @@ def load(engine: PipelineEngine, folder: str) -> None:
     for key, value in _describe(engine).items():
         if key != "epoch" and manifest.get(key) != value:
             raise ValueError(f"load_checkpoint: {key} must be the checkpoint's {manifest.get(key)!r}, got {value!r}")
-    engine._worker.backend.load(path)
-    state = torch.load(os.path.join(path, f"stage_{engine.stage:02d}.pt"), weights_only=True)
+    try:
+        engine._worker.backend.load(path)
+    except RuntimeError as error:  # torch: missing or unexpected names, or other shapes
+        raise ValueError(f"load_checkpoint: model must be the one that was saved, got {error}") from error
+    device = engine._worker.chunked.graph.rowptr.device
+    state = torch.load(os.path.join(path, f"stage_{engine.stage:02d}.pt"), weights_only=True, map_location=device)
     engine._worker.chunked.load_state_dict(state["chunks"])
-    torch.set_rng_state(state["random_state"])
+    torch.set_rng_state(state["random_state"].cpu())
     engine.epoch = manifest["epoch"]
     engine._channel.barrier()
 
@@ -85,6 +89,7 @@ def _describe(engine: PipelineEngine) -> dict[str, Any]:
         "format": _FORMAT,
         "epoch": engine.epoch,
         "num_stages": engine.num_stages,
+        "stage_bounds": list(engine.stage_bounds),
         "num_chunks": engine.num_chunks,
         "num_nodes": engine._worker.chunked.graph.num_nodes,
         "backend": type(engine._worker.backend).__name__,

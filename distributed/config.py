@@ -9,6 +9,8 @@ from typing import Any
 
 __all__ = ["PipelineConfig", "load_config"]
 
+UNSERVED = ("bf16", "fp16", "amp")  # the engine's boundaries and history have the dtype of the features
+MAX_SEED = 2**32 - 1
 CROSS_CHUNK_GRADIENTS = ("rescaled", "detached", "stale")
 BACKENDS = ("auto", "deepspeed", "torch")
 
@@ -43,15 +45,23 @@ class PipelineConfig:
     backend: str = "auto"
 
     def __post_init__(self) -> None:
-        _require(self.num_chunks is None or self.num_chunks >= 1, "num_chunks", "at least 1", self.num_chunks)
-        _require(self.refresh_period >= 1, "refresh_period", "at least 1", self.refresh_period)
+        optional = self.num_chunks is None
+        _require(optional or _is_int(self.num_chunks, 1), "num_chunks", "None or an int of at least 1", self.num_chunks)
+        _require(_is_int(self.refresh_period, 1), "refresh_period", "an int of at least 1", self.refresh_period)
+        for name in ("shuffle", "recompute"):
+            value = getattr(self, name)
+            _require(isinstance(value, bool), name, "true or false", value)
+        _require(_is_int(self.seed, 0, MAX_SEED), "seed", "an int in [0, 2^32)", self.seed)
+        bounds = self.stage_bounds
         _require(
-            self.cross_chunk_gradient in CROSS_CHUNK_GRADIENTS,
-            "cross_chunk_gradient",
-            f"one of {', '.join(CROSS_CHUNK_GRADIENTS)}",
-            self.cross_chunk_gradient,
+            bounds is None or (isinstance(bounds, tuple) and all(_is_int(bound, 1) for bound in bounds)),
+            "stage_bounds",
+            "None or layer numbers of at least 1",
+            bounds,
         )
-        _require(self.backend in BACKENDS, "backend", f"one of {', '.join(BACKENDS)}", self.backend)
+        for name, choices in (("cross_chunk_gradient", CROSS_CHUNK_GRADIENTS), ("backend", BACKENDS)):
+            value = getattr(self, name)
+            _require(value in choices, name, f"one of {', '.join(choices)}", value)
 
     def chunks_for(self, num_stages: int, num_nodes: int) -> int:
         """The number of chunks for a number of stages, checked."""
@@ -67,26 +77,39 @@ class PipelineConfig:
 
 
 def load_config(config: dict[str, Any] | str | os.PathLike | None) -> tuple[PipelineConfig, dict[str, Any]]:
-    """Split a configuration (a dictionary or a JSON file) into the ``gossamer`` section and DeepSpeed's part."""
+    """Split a configuration (a dictionary or a JSON file) into the ``gossamer`` section and DeepSpeed's part.
+
+    Raises:
+        ValueError: if a field is unknown or out of range, or if a section of DeepSpeed's cannot be served here.
+        OSError: if the file cannot be read.
+    """
     whole: dict[str, Any] = _read(config) if isinstance(config, str | os.PathLike) else config or {}
+    _require(isinstance(whole, dict), "config", "a JSON object", type(whole).__name__)
     deepspeed = {key: value for key, value in whole.items() if key != "gossamer"}
+    for name in UNSERVED:
+        enabled = bool((deepspeed.get(name) or {}).get("enabled"))
+        _require(not enabled, f"{name}.enabled", "false (a pipeline trains in the dtype of its features)", enabled)
     section = whole.get("gossamer", {})
+    _require(isinstance(section, dict), "config['gossamer']", "a JSON object", section)
     known = {field.name for field in fields(PipelineConfig)}
     unknown = sorted(set(section) - known)
     _require(not unknown, "config", f"made of {', '.join(sorted(known))}", unknown)
-    if section.get("stage_bounds") is not None:
+    if isinstance(section.get("stage_bounds"), list):
         section = section | {"stage_bounds": tuple(section["stage_bounds"])}
     return PipelineConfig(**section), deepspeed
 
 
-def _read(path: str | os.PathLike) -> dict[str, Any]:
+def _is_int(value: object, least: int, most: int | None = None) -> bool:
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    return whole and least <= value and (most is None or value <= most)  # type: ignore[operator]
+
+
+def _read(path: str | os.PathLike) -> Any:
     with open(path) as file:
         try:
-            whole = json.load(file)
+            return json.load(file)
         except ValueError as error:
             raise ValueError(f"initialize: config must be JSON, got {error} in {os.fspath(path)}") from error
-    _require(isinstance(whole, dict), "config", "a JSON object", type(whole).__name__)
-    return whole
 
 
 def _require(condition: bool, name: str, requirement: str, value: object) -> None:

@@ -138,6 +138,7 @@ class PipelineEngine:
     Attributes:
         num_stages, stage: how many workers there are, and which one this is.
         layer_ids: the layers of this stage.
+        stage_bounds: the first layer of every stage but the first.
         epoch: number of the next training epoch.
         counters: bytes of the last training epoch, summed over all workers.
     """
@@ -163,6 +164,7 @@ class PipelineEngine:
         _check_dtype(features, layers)
         ranges, states = plan_stages(layers, features, self.num_stages, config.stage_bounds)
         self.layer_ids = ranges[self.stage]
+        self.stage_bounds = tuple(layers.start for layers in ranges[1:])
         if loss is sum_cross_entropy:
             _check_labels(labels, states[-1][0].shape[1])
         order, bounds = chunk_order(graph, num_chunks)

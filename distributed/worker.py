@@ -11,10 +11,10 @@ from torch import Tensor
 
 from gossamer.distributed.backend import Backend
 from gossamer.distributed.chunks import ChunkedGraph
+from gossamer.distributed.stages import State
 
 __all__ = ["NodeData", "Worker"]
 
-State = tuple[Tensor, ...]
 Loss = Callable[[Tensor, Tensor], Tensor]
 
 

@@ -29,11 +29,11 @@ class Recorder:
         write_whole(self._path, "".join(json.dumps(line) + "\n" for line in kept))
 
     def read(self) -> list[dict[str, Any]]:
-        """All lines so far."""
+        """All lines so far; one that a killed run left half written is none."""
         if not self._path.exists():
             return []
         with self._path.open() as file:
-            return [json.loads(line) for line in file]
+            return [json.loads(line) for line in file if line.endswith("\n")]
 
     def add(self, **values: Any) -> None:
         """Append one line."""

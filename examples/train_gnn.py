@@ -22,6 +22,7 @@ from typing import Any
 import torch
 
 from gossamer import distributed, graph
+from gossamer.distributed.backend import make_optimizer
 from gossamer.distributed.launcher import is_worker, launch, require_port
 from gossamer.graph.datasets import Dataset, load_dataset
 
@@ -114,8 +115,10 @@ def check_plan(arguments: argparse.Namespace) -> None:
         if getattr(arguments, name) < 1:
             raise ValueError(f"train_gnn: {name} must be at least 1, got {getattr(arguments, name)}")
     data = load(arguments)
-    section, _ = distributed.load_config(arguments.configuration)
-    layers = distributed.layers_of(build(arguments, data))
+    section, deepspeed = distributed.load_config(arguments.configuration)
+    model = build(arguments, data)
+    make_optimizer(model, deepspeed)
+    layers = distributed.layers_of(model)
     distributed.plan_stages(layers, data.features, arguments.workers, section.stage_bounds)
     section.chunks_for(arguments.workers, data.graph.num_nodes)
 
@@ -143,7 +146,12 @@ def conclude(folder: Path, code: int) -> int:
 
 def configuration(arguments: argparse.Namespace) -> dict[str, Any]:
     """The DeepSpeed configuration with the command line's choices."""
-    config = json.loads(Path(arguments.config).read_text())
+    try:
+        config = json.loads(Path(arguments.config).read_text())
+    except ValueError as error:
+        raise ValueError(f"train_gnn: config must be JSON, got {error} in {arguments.config}") from error
+    if not isinstance(config, dict):
+        raise ValueError(f"train_gnn: config must be a JSON object, got {type(config).__name__} in {arguments.config}")
     parameters = config.setdefault("optimizer", {"type": "Adam", "params": {}}).setdefault("params", {})
     section = config.setdefault("gossamer", {})
     for target, key, value in [

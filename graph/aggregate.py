@@ -51,13 +51,13 @@ def aggregate(graph: Any, x: Tensor, *, weight: Tensor | None = None, reduce: st
         TypeError: if x or weight has the wrong type.
         ValueError: if a shape, a device or reduce is wrong.
     """
+    if reduce not in ("sum", "mean", "max", "min"):
+        raise ValueError(f"aggregate: reduce must be sum, mean, max or min, got {reduce!r}")
     if not isinstance(graph, CSR):
         return graph.aggregate(x, weight=weight, reduce=reduce)
     _check(graph, x, weight, "aggregate")
     if reduce in ("max", "min"):
         return extremum(graph, x.contiguous(), _edge_weight(graph, weight, x.dtype), minimum=reduce == "min")
-    if reduce not in ("sum", "mean"):
-        raise ValueError(f"aggregate: reduce must be sum, mean, max or min, got {reduce!r}")
     return propagate(graph, x, propagation(graph, reduce, weight, x.dtype))
 
 

@@ -5,18 +5,23 @@ from itertools import pairwise
 import torch
 
 
+def adjacency(graph, values=None):
+    """The dense [N, N] matrix with the sum of the values (default: ones) of the edges j -> i at [i, j]."""
+    n = graph.num_nodes
+    values = torch.ones(graph.num_edges) if values is None else values
+    rows = torch.repeat_interleave(torch.arange(n), graph.in_degree())
+    matrix = torch.zeros(n, n, dtype=torch.float64)
+    return matrix.index_put_((rows, graph.col.long()), values.double(), accumulate=True)
+
+
 def propagation_matrix(graph, kind):
     """The dense [N, N] matrix of an aggregation: sum, mean or gcn."""
-    n = graph.num_nodes
-    matrix = torch.zeros(n, n, dtype=torch.float64)
-    rows = torch.repeat_interleave(torch.arange(n), graph.in_degree())
-    matrix.index_put_((rows, graph.col.long()), torch.ones(graph.num_edges, dtype=torch.float64), accumulate=True)
-    degree = matrix.sum(dim=1)
+    matrix = adjacency(graph, graph.weight)
     if kind == "mean":
-        return matrix / degree.clamp(min=1)[:, None]
+        return matrix / adjacency(graph).sum(dim=1).clamp(min=1)[:, None]
     if kind == "gcn":
-        scale = (degree + 1).rsqrt()
-        return scale[:, None] * (matrix + torch.eye(n, dtype=torch.float64)) * scale
+        scale = (matrix.sum(dim=1) + 1).rsqrt()
+        return scale[:, None] * (matrix + torch.eye(len(matrix), dtype=torch.float64)) * scale
     return matrix
 
 
@@ -25,6 +30,7 @@ class MixedGraph:
     ``history`` rows of the others (without). ``history[i]`` [N, F] belongs to aggregation i; zeros where missing."""
 
     def __init__(self, graph, bounds, order, history):
+        self.connected = adjacency(graph) > 0
         self.matrices = {kind: propagation_matrix(graph, kind) for kind in ("sum", "mean", "gcn")}
         self.rows = [slice(a, b) for a, b in pairwise(bounds)]
         self.order, self.history = order, history
@@ -39,8 +45,9 @@ class MixedGraph:
     def aggregate(self, x, *, weight=None, reduce="sum"):
         assert weight is None
         if reduce in ("max", "min"):
-            connected = self.matrices["sum"][self.rows[self.chunk]] > 0
-            values = torch.where(connected[:, :, None], self._mixed(x), float("-inf" if reduce == "max" else "inf"))
+            connected = self.connected[self.rows[self.chunk]]
+            messages = self.matrices["sum"][self.rows[self.chunk], :, None] * self._mixed(x)  # of edges that are single
+            values = torch.where(connected[:, :, None], messages, float("-inf" if reduce == "max" else "inf"))
             extremum = values.amax(dim=1) if reduce == "max" else values.amin(dim=1)
             return torch.where(connected.any(dim=1)[:, None], extremum, 0.0)
         return self.matrices[reduce][self.rows[self.chunk]] @ self._mixed(x)

@@ -15,76 +15,21 @@ from gossamer import distributed
 from gossamer.distributed.launcher import free_port
 from gossamer.graph import (
     CSR,
-    GCN,
-    GCNII,
-    GraphLayer,
-    GraphSAGE,
     GraphSequential,
-    NodeDropout,
-    ResGCN,
-    aggregate,
-    gcn_aggregate,
 )
 
 from mixed_forward import mixed_loss
-
-NUM_NODES, NUM_FEATURES, NUM_CLASSES = 150, 12, 4
-
-
-class _Neighbors(GraphLayer):
-    """A user's own message-passing layer."""
-
-    def __init__(self, width, reduce):
-        super().__init__()
-        self.linear, self.reduce = nn.Linear(width, width), reduce
-
-    def forward(self, graph, x):
-        return x + torch.tanh(self.linear(aggregate(graph, x, reduce=self.reduce)))
-
-
-def _extremes(num_features, hidden, num_classes, num_layers, dropout):
-    middle = [_Neighbors(hidden, ("max", "min", "sum", "mean")[i % 4]) for i in range(num_layers)]
-    return GraphSequential(
-        nn.Linear(num_features, hidden), *middle, NodeDropout(dropout), nn.Linear(hidden, num_classes)
-    )
-
-
-MODELS = {"gcnii": GCNII, "gcn": GCN, "sage": GraphSAGE, "resgcn": ResGCN, "own layers": _extremes}
-
-
-def make_problem(dtype=torch.float32, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    edges = torch.randint(0, NUM_NODES, (2, 500), generator=generator)
-    graph = CSR.from_edge_index(torch.cat([edges, edges.flip(0)], dim=1), NUM_NODES)
-    features = torch.randn(NUM_NODES, NUM_FEATURES, generator=generator, dtype=dtype)
-    labels = torch.randint(0, NUM_CLASSES, (NUM_NODES,), generator=generator)
-    train = torch.rand(NUM_NODES, generator=generator) < 0.5
-    return graph, {"features": features, "labels": labels, "masks": {"train": train, "test": ~train}}
-
-
-def make_model(name="gcnii", num_layers=6, dropout=0.0, dtype=torch.float32):
-    torch.manual_seed(1)
-    return MODELS[name](NUM_FEATURES, 8, NUM_CLASSES, num_layers, dropout=dropout).to(dtype)
-
-
-def make_engine(model, graph, data, *, lr=1e-2, optimizer="Adam", **section):
-    config = {"optimizer": {"type": optimizer, "params": {"lr": lr}}, "gossamer": section}
-    return distributed.initialize(copy.deepcopy(model), graph, **data, config=config)
-
-
-def gradients_of_next_epoch(engine):
-    """Run one epoch whose update is replaced by a look at the gradients, by parameter name."""
-    found = {}
-    step = engine._worker.backend.step
-
-    def look():
-        found.update({name: p.grad.clone() for name, p in engine.module.named_parameters() if p.grad is not None})
-        engine.module.zero_grad()
-
-    engine._worker.backend.step = look
-    report = engine.train_epoch()
-    engine._worker.backend.step = step
-    return report, found
+from pipeline_problem import (
+    MODELS,
+    NUM_CLASSES,
+    NUM_FEATURES,
+    NUM_NODES,
+    Neighbors,
+    gradients_of_next_epoch,
+    make_engine,
+    make_model,
+    make_problem,
+)
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -106,11 +51,12 @@ def test_one_chunk_equals_full_graph_training(name):
     assert engine.evaluate().accuracy["test"] == (logits[test].argmax(-1) == labels[test]).double().mean().item()
 
 
-@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize("weighted", [False, True], ids=["plain", "weighted"])
+@pytest.mark.parametrize("recompute", [False, True], ids=["stored", "recomputed"])
 @pytest.mark.parametrize("name", MODELS)
-def test_detached_gradient_is_autograd_of_the_mixed_forward(name, recompute):
+def test_detached_gradient_is_autograd_of_the_mixed_forward(name, recompute, weighted):
     """With the rescaling off: history is a constant, everything current is differentiated (fp64, 1e-10)."""
-    graph, data = make_problem(torch.float64)
+    graph, data = make_problem(torch.float64, weighted=weighted)
     model = make_model(name, dtype=torch.float64)
     engine = make_engine(
         model, graph, data, num_chunks=5, refresh_period=3, cross_chunk_gradient="detached", recompute=recompute
@@ -137,7 +83,7 @@ def test_rescaled_gradient_is_unbiased_one_hop_behind_the_loss():
     """Averaged over all chunk orders with exact history, the doubled gradient of the last layer's input is exact."""
     graph, data = make_problem(torch.float64)
     torch.manual_seed(2)
-    model = GraphSequential(nn.Linear(NUM_FEATURES, 8), nn.Tanh(), _Neighbors(8, "mean"), nn.Linear(8, NUM_CLASSES))
+    model = GraphSequential(nn.Linear(NUM_FEATURES, 8), nn.Tanh(), Neighbors(8, "mean"), nn.Linear(8, NUM_CLASSES))
     model = model.double()
     engine = make_engine(model, graph, data, num_chunks=4, refresh_period=1, lr=0.0, optimizer="SGD")
     engine.train_epoch()  # fills the history; the learning rate is zero, so it stays exact
@@ -346,7 +292,7 @@ def test_resumed_training_continues_the_random_numbers_of_ordinary_dropout(tmp_p
     graph, data = make_problem()
     torch.manual_seed(5)
     model = GraphSequential(
-        nn.Linear(NUM_FEATURES, 8), nn.Dropout(0.5), _Neighbors(8, "mean"), nn.Linear(8, NUM_CLASSES)
+        nn.Linear(NUM_FEATURES, 8), nn.Dropout(0.5), Neighbors(8, "mean"), nn.Linear(8, NUM_CLASSES)
     )
     engine = make_engine(model, graph, data, num_chunks=4)
     engine.train_epoch()
@@ -373,108 +319,3 @@ def test_a_checkpoint_of_another_number_of_chunks_is_refused(tmp_path):
         make_engine(make_model(), graph, data, num_chunks=6).load_checkpoint(tmp_path)
     with pytest.raises(ValueError, match="folder must hold a checkpoint"):
         make_engine(make_model(), graph, data, num_chunks=5).load_checkpoint(tmp_path / "nowhere")
-
-
-# Bad input.
-
-
-def _with(**changes):
-    graph, data = make_problem()
-    return graph, data | changes
-
-
-def _nan_features():
-    features = make_problem()[1]["features"]
-    features[7, 3] = float("nan")
-    return features
-
-
-BAD_DATA = [
-    pytest.param({"features": _nan_features()}, ValueError, "features must be finite, .* at node 7", id="nan"),
-    pytest.param({"features": torch.zeros(3, 2)}, ValueError, r"features must be \[150, num_features\]", id="rows"),
-    pytest.param({"features": torch.zeros(NUM_NODES, 2).long()}, TypeError, "features must be floating", id="dtype"),
-    pytest.param({"labels": torch.zeros(4).long()}, ValueError, "labels must have 150 rows", id="labels"),
-    pytest.param({"labels": torch.full((NUM_NODES,), 9)}, ValueError, r"labels must be in \[0, 4\), got 9", id="class"),
-    pytest.param(
-        {"features": torch.zeros(NUM_NODES, 12).double()}, TypeError, "features must be of the model's", id="fp64"
-    ),
-    pytest.param({"masks": {}}, ValueError, "masks must hold 'train'", id="no train mask"),
-    pytest.param({"masks": {"train": torch.zeros(NUM_NODES)}}, ValueError, "must be bool", id="mask dtype"),
-    pytest.param(
-        {"masks": {"train": torch.zeros(NUM_NODES, dtype=torch.bool)}}, ValueError, "at least one node", id="empty mask"
-    ),
-]
-
-
-@pytest.mark.parametrize(("changes", "error", "message"), BAD_DATA)
-def test_bad_data_is_named(changes, error, message):
-    graph, data = _with(**changes)
-    with pytest.raises(error, match=message):
-        make_engine(make_model(), graph, data)
-
-
-BAD_SECTIONS = [
-    ({"num_chunks": 0}, "num_chunks must be at least 1, got 0"),
-    ({"num_chunks": NUM_NODES + 1}, "num_chunks must be at most the number of nodes"),
-    ({"refresh_period": 0}, "refresh_period must be at least 1, got 0"),
-    ({"cross_chunk_gradient": "some"}, "cross_chunk_gradient must be one of"),
-    ({"stage_bounds": [3]}, "stage_bounds must be 0 ascending layer numbers"),
-    ({"chunks": 3}, "config must be made of .*, got \\['chunks'\\]"),
-    ({"backend": "other"}, "backend must be one of"),
-]
-
-
-@pytest.mark.parametrize(("section", "message"), BAD_SECTIONS)
-def test_bad_configuration_is_named(section, message):
-    graph, data = make_problem()
-    with pytest.raises(ValueError, match=message):
-        make_engine(make_model(), graph, data, **section)
-
-
-def test_model_must_be_a_sequence_of_layers():
-    graph, data = make_problem()
-    with pytest.raises(TypeError, match="model must be a sequence of layers"):
-        make_engine(nn.Linear(NUM_FEATURES, NUM_CLASSES), graph, data)
-
-
-def test_a_stage_without_parameters_is_named():
-    layers = [nn.ReLU(), nn.Linear(NUM_FEATURES, NUM_CLASSES)]
-    with pytest.raises(ValueError, match="every stage must have parameters to train, got none in stage 0"):
-        distributed.plan_stages(layers, torch.zeros(3, NUM_FEATURES), 2)
-
-
-def test_more_stages_than_layers_and_fewer_chunks_than_stages():
-    from gossamer.distributed.stages import split_layers
-
-    with pytest.raises(ValueError, match="num_stages must be between 1 and the 2 layers, got 3"):
-        split_layers([1, 1], 3)
-    with pytest.raises(ValueError, match=r"num_chunks must be 1 or at least the number of stages \(4\), got 3"):
-        distributed.PipelineConfig(num_chunks=3).chunks_for(4, 100)
-
-
-class _Forgetful(GraphLayer):
-    """A layer that aggregates another width for every chunk."""
-
-    def forward(self, graph, x):
-        width = 2 + graph.num_nodes % 2
-        return gcn_aggregate(graph, x[:, :width]).sum(dim=1, keepdim=True).expand(-1, NUM_CLASSES)
-
-
-def test_a_layer_that_changes_its_widths_is_named():
-    graph, data = make_problem()
-    engine = make_engine(GraphSequential(nn.Linear(NUM_FEATURES, 8), _Forgetful()), graph, data, num_chunks=7)
-    with pytest.raises(ValueError, match="layers must aggregate the same widths"):
-        engine.train_epoch()
-
-
-@pytest.mark.parametrize("costs", [[1] * 33, [5, 1, 1, 1, 1, 1], [0, 0, 1, 0, 1, 0], [3.0, 0.1]])
-@pytest.mark.parametrize("num_stages", [1, 2])
-def test_split_is_contiguous_and_minimises_the_maximum(costs, num_stages):
-    from gossamer.distributed.stages import split_layers
-
-    ranges = split_layers(costs, num_stages)
-    assert [i for one in ranges for i in one] == list(range(len(costs)))
-    assert all(ranges)
-    cuts = range(1, len(costs)) if num_stages == 2 else [len(costs)]
-    best = min(max(sum(costs[:cut]), sum(costs[cut:])) for cut in cuts)
-    assert max(sum(costs[i] for i in one) for one in ranges) == pytest.approx(best)

@@ -16,6 +16,10 @@ pytest.importorskip("deepspeed")
 pytest.importorskip("sklearn")
 pytest.importorskip("pymetis")
 
+sys.path.append(str(Path(__file__).resolve().parent.parent / "examples"))
+
+from recorder import Recorder
+
 pytestmark = pytest.mark.launch
 
 SCRIPT = Path(__file__).resolve().parents[1] / "examples" / "train_gnn.py"
@@ -131,6 +135,8 @@ BAD = [
     pytest.param(["--layers", "1", "--workers", "40"], "num_stages must be between 1 and", id="more stages"),
     pytest.param(["--chunks", "3", "--workers", "4"], "num_chunks must be 1 or at least", id="few chunks"),
     pytest.param(["--config", "missing.json"], "missing.json", id="missing configuration"),
+    pytest.param(["--config", os.devnull], "config must be JSON", id="empty configuration"),
+    pytest.param(["--lr", "-1"], "optimizer.params must be those of Adam, got", id="negative learning rate"),
     pytest.param(["--resume"], "resume must find a run", id="nothing to resume"),
     pytest.param(["--save-every", "0"], "save_every must be at least 1, got 0", id="never save"),
 ]
@@ -154,3 +160,10 @@ def test_a_port_in_use_is_said(tmp_path):
     assert done.returncode == 2
     assert f"port must be free, got {port}" in done.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_line_that_a_killed_run_left_half_written_is_dropped(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text('{"epoch": 0, "loss": 2.0}\n{"epoch": 1, "lo')
+    recorder = Recorder(tmp_path, first_epoch=1)
+    recorder.add(epoch=1, loss=1.0)
+    assert [line["loss"] for line in recorder.read()] == [2.0, 1.0]
