@@ -58,6 +58,13 @@ STABLE_TORCH_LIBRARY(gossamer, m) {
       "Tensor[] time, int[] source_type, int[] target_type, int[] num_nodes, Tensor[] seeds, Tensor[] seed_time, "
       "float[] fanouts, int seed, bool replace, str temporal, int? window, bool disjoint, Tensor(a!) table, "
       "Tensor[] edge_ids) -> Tensor[]");
+  m.def("compress_rows(Tensor rowptr, Tensor col) -> (Tensor, Tensor, Tensor, Tensor)");
+  m.def(
+      "decompress_rows(Tensor codes, Tensor offsets, Tensor positions, Tensor bases, int num_edges) -> "
+      "(Tensor, Tensor)");
+  m.def(
+      "neighbor_sample_compressed(Tensor codes, Tensor offsets, Tensor positions, Tensor bases, Tensor seeds, "
+      "float[] fanouts, int seed, bool replace, Tensor(a!) table) -> Tensor[]");
   m.def(
       "ppr_neighbors(Tensor rowptr, Tensor col, Tensor seeds, int top_k, float alpha, float eps) -> (Tensor, Tensor)");
 

@@ -209,7 +209,7 @@ def _read_file(path: Path) -> dict[str, Any]:
     if path.suffix == ".npz":
         return _read_npz(path)
     if path.suffix in (".pt", ".pth"):
-        return _read_torch(path)
+        return read_torch(path)
     raise ValueError(f"load_dataset: name_or_path must end in .npz or .pt, got {str(path)!r}")
 
 
@@ -229,11 +229,11 @@ def _read_npz(path: Path) -> dict[str, Any]:
     return {"graph": undirected, "x": arrays["node_features"], "y": arrays["node_labels"], **masks}
 
 
-def _read_torch(path: Path) -> dict[str, Any]:
+def read_torch(path: Path, *, mmap: bool = False) -> dict[str, Any]:
     """A dictionary of tensors, a PyG Data, or what PyG's InMemoryDataset writes to processed/data.pt."""
     try:
         with torch.serialization.safe_globals(_pyg_classes()):
-            value = torch.load(path, map_location="cpu", weights_only=True)
+            value = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except Exception as error:  # a damaged file raises anything
         raise ValueError(
             f"load_dataset: {path} must load without executing code (a PyG Data or a dictionary of tensors), "
