@@ -72,6 +72,12 @@ STABLE_TORCH_LIBRARY(gossamer, m) {
   m.def("diagonal_blocks(Tensor rowptr, Tensor col) -> Tensor");
   m.def("k_hop_count(Tensor rowptr, Tensor col, Tensor blocks, int max_hops) -> Tensor");
   m.def("k_hop(Tensor rowptr, Tensor col, Tensor blocks, Tensor(a!) shell_rowptr, int num_pairs) -> Tensor");
+  m.def("balanced_forman_curvature(Tensor rowptr, Tensor col) -> Tensor");
+  m.def(
+      "sdrf(Tensor rowptr, Tensor col, Tensor curvature, int num_iterations, float tau, float? removal_bound, int "
+      "seed) "
+      "-> (Tensor, Tensor)");
+  m.def("fosr(Tensor rowptr, Tensor col, int num_edges, int num_power_iterations, int seed) -> Tensor");
 }
 
 // The module itself is empty: importing it loads this library, which registers the operators with torch.

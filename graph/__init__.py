@@ -26,9 +26,13 @@ from gossamer.graph.layers import (
 )
 from gossamer.graph.models import GCN, GCNII, GraphSAGE, ResGCN
 from gossamer.graph.partition import chunk_order, partition
+from gossamer.graph.positional import LaplacianPE, RandomWalkPE, laplacian_pe, random_walk_pe
 from gossamer.graph.ppr import ppr_neighbors
+from gossamer.graph.rewiring import balanced_forman_curvature, fosr, sdrf
+from gossamer.graph.rewiring_transforms import SDRF, FoSR, TwoHop
 from gossamer.graph.sampling import SampledSubgraph, neighbor_sample
 from gossamer.graph.shell_file import load_shells, save_shells
+from gossamer.graph.spn import SPN, MergedShells, SPNConv, merge_shells
 
 __all__ = [
     "CSR", "chunk_order", "partition", "Dataset", "load_dataset",
@@ -40,6 +44,9 @@ __all__ = [
     "k_hop", "k_hop_count", "k_hop_pairs",
     "KHop", "hop_shells", "load_shells", "save_shells",
     "DRew", "DRewGCNConv", "DRewGINConv", "DRewGatedGCNConv", "drew_width",
+    "SPN", "SPNConv", "MergedShells", "merge_shells",
+    "balanced_forman_curvature", "sdrf", "fosr", "SDRF", "FoSR", "TwoHop",
+    "random_walk_pe", "laplacian_pe", "RandomWalkPE", "LaplacianPE",
 ]  # fmt: skip
 
 if TYPE_CHECKING:

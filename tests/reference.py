@@ -168,3 +168,83 @@ def ppr(graph, seeds: Tensor, alpha: float) -> Tensor:
         score += walks * stop
         walks = (walks * (1 - stop)) @ step
     return score
+
+
+def curvature(adjacency: Tensor, i: int, j: int) -> float:
+    """Balanced Forman curvature of the edge i - j of a simple undirected graph (Topping et al. 2022, definition 1)."""
+    near = [set(row.nonzero().flatten().tolist()) for row in adjacency]
+    most, least = max(len(near[i]), len(near[j])), min(len(near[i]), len(near[j]))
+    if least == 1:
+        return 0.0
+    triangles = len(near[i] & near[j])
+    through = [len((near[k] & near[j]) - near[i] - {i}) for k in near[i] - near[j] - {j}]
+    through += [len((near[w] & near[i]) - near[j] - {j}) for w in near[j] - near[i] - {i}]
+    squares = [count for count in through if count]
+    flat = 2 / most + 2 / least - 2 + 2 * triangles / most + triangles / least
+    return flat + (len(squares) / (max(squares) * most) if squares else 0.0)
+
+
+def curvatures(adjacency: Tensor, *, leaves_row: bool = False) -> Tensor:
+    """[N, N]: of every edge; leaves_row stops a row at its first non-neighbour, as the code in common use does."""
+    out = torch.zeros(adjacency.shape, dtype=torch.float64)
+    for i in range(len(adjacency)):
+        for j in range(len(adjacency)):
+            if adjacency[i, j]:
+                out[i, j] = curvature(adjacency, i, j)
+            elif leaves_row:
+                break
+    return out
+
+
+def sdrf_choices(adjacency: Tensor) -> tuple[list[tuple[int, int]], list[float]]:
+    """Every edge that may support the edge of least curvature, and the curvature that edge would have with it."""
+    values = curvatures(adjacency).masked_fill(adjacency.triu(1) == 0, float("inf"))
+    i, j = divmod(int(values.argmin()), len(adjacency))
+    pairs, gains = [], []
+    for k in [i, *adjacency[i].nonzero().flatten().tolist()]:
+        for l in [j, *adjacency[j].nonzero().flatten().tolist()]:  # noqa: E741 (the paper's letter)
+            if k != l and not adjacency[k, l]:
+                more = adjacency.clone()
+                more[k, l] = more[l, k] = 1
+                pairs.append((k, l))
+                gains.append(curvature(more, i, j))
+    return pairs, gains
+
+
+def sdrf(adjacency: Tensor, num_iterations: int, removal_bound: float | None = None) -> Tensor:
+    """The adjacency after as many iterations that always take the largest gain."""
+    adjacency = adjacency.clone()
+    for _ in range(num_iterations):
+        pairs, gains = sdrf_choices(adjacency)
+        if pairs:
+            k, l = pairs[gains.index(max(gains))]  # noqa: E741
+            adjacency[k, l] = adjacency[l, k] = 1
+        values = curvatures(adjacency).masked_fill(adjacency.triu(1) == 0, -float("inf"))
+        if removal_bound is not None and values.max() > removal_bound:
+            i, j = divmod(int(values.argmax()), len(adjacency))
+            adjacency[i, j] = adjacency[j, i] = 0
+        elif not pairs:
+            break
+    return adjacency
+
+
+def fosr(adjacency: Tensor, num_edges: int, num_power_iterations: int, seed: int) -> list[tuple[int, int]]:
+    """Edges added one by one: the smallest product over all missing edges, with the dense matrix."""
+    adjacency, added = adjacency.double().clone(), []
+    draws = [random_draw(seed, 0, v, 0) for v in range(len(adjacency))]
+    x = torch.tensor([2 * ((bits >> 12) + 0.5) * 2.0**-52 - 1 for bits in draws], dtype=torch.float64)
+    for iteration in range(num_power_iterations + num_edges):
+        if iteration >= num_power_iterations:
+            y = x / (1 + adjacency.sum(1)).sqrt()
+            products = (y[:, None] * y).masked_fill(adjacency + torch.eye(len(x)) > 0, 0).triu()
+            if products.min() >= 0:
+                break
+            i, j = divmod(int(products.argmin()), len(x))
+            adjacency[i, j] = adjacency[j, i] = 1
+            added.append((i, j))
+        root = adjacency.sum(1).sqrt()
+        x = x - (x @ root) / max(float(adjacency.sum()), 1.0) * root
+        inverse = torch.where(root > 0, 1 / root, 0)
+        x = x + inverse * (adjacency @ (inverse * x))
+        x = x / x.norm()
+    return added
