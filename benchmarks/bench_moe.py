@@ -29,14 +29,9 @@ from torch.nn import functional
 from gossamer.sparse_nn import RoutePlan, combine, dispatch, expert_mlp, hash_plan, random_table
 
 import harness
+from tokens import VOCAB, zipf_tokens
 
-VOCAB, NUM_EXPERTS, TOP_K, D_MODEL, D_FF = 32000, 64, 8, 1024, 512
-
-
-def zipf_tokens(num_tokens: int, seed: int = 0) -> Tensor:
-    """Token ids with the frequencies of words: the r-th most frequent has probability in proportion to 1 / r."""
-    weights = 1 / torch.arange(1, VOCAB + 1, dtype=torch.float64)
-    return torch.multinomial(weights, num_tokens, replacement=True, generator=torch.Generator().manual_seed(seed))
+NUM_EXPERTS, TOP_K, D_MODEL, D_FF = 64, 8, 1024, 512
 
 
 @lru_cache

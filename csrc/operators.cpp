@@ -17,10 +17,15 @@ STABLE_TORCH_LIBRARY(gossamer, m) {
   m.def("combine_backward(Tensor grad, Tensor y, Tensor inverse, Tensor? gates) -> (Tensor, Tensor)");
   m.def(
       "expert_mlp(Tensor x, Tensor order, Tensor offsets, Tensor? gates, Tensor w_in, Tensor w_out, int k, "
-      "str activation, bool save_hidden) -> (Tensor, Tensor)");
+      "str activation, float limit, bool save_hidden) -> (Tensor, Tensor)");
   m.def(
       "expert_mlp_backward(Tensor grad, Tensor x, Tensor order, Tensor offsets, Tensor? gates, Tensor w_in, "
-      "Tensor w_out, Tensor hidden, int k, str activation, bool weights) -> (Tensor, Tensor, Tensor, Tensor)");
+      "Tensor w_out, Tensor hidden, int k, str activation, float limit, bool weights) -> "
+      "(Tensor, Tensor, Tensor, Tensor)");
+  m.def("hash_gate(Tensor x, Tensor weight, Tensor table, Tensor token_ids, float scale) -> (Tensor, Tensor, Tensor)");
+  m.def(
+      "hash_gate_backward(Tensor grad, Tensor x, Tensor weight, Tensor expert_ids, Tensor logits, float scale) -> "
+      "(Tensor, Tensor)");
 
   // attention: one or a few query positions against a cache
   m.def(

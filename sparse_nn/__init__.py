@@ -4,6 +4,7 @@ import gossamer  # noqa: F401  (loads the operators)
 from gossamer.sparse_nn.decode_attention import decode_attention, merge_attention
 from gossamer.sparse_nn.dispatch import combine, dispatch
 from gossamer.sparse_nn.expert_mlp import expert_mlp
+from gossamer.sparse_nn.hash_gate import hash_gate
 from gossamer.sparse_nn.hash_tables import (
     LoadBalance,
     balanced_table,
@@ -43,7 +44,7 @@ __all__ = [
     # contextual hashes
     "token_hash", "previous_token_hash", "bigram_hash", "position_hash", "oracle_future_hash",
     # the route plan
-    "RoutePlan", "hash_plan",
+    "RoutePlan", "hash_plan", "hash_gate",
     # rows to experts and back
     "dispatch", "combine", "expert_mlp",
     # attention over a cache

@@ -48,7 +48,7 @@ class RoutePlan:
         require(num_experts >= 1, "RoutePlan", "num_experts", "at least 1", num_experts)
         require(capacity is None or capacity >= 0, "RoutePlan", "capacity", "at least 0", capacity)
         limit = -1 if capacity is None else capacity
-        with _user_errors():
+        with range_errors():
             order, offsets, inverse = torch.ops.gossamer.route_plan(expert_ids.contiguous(), num_experts, limit)
         if capacity is not None:
             order = order[: int(offsets[-1])]
@@ -117,11 +117,11 @@ def hash_plan(table: Tensor, token_ids: Tensor, num_experts: int) -> RoutePlan:
     require(table.dim() == 2, "hash_plan", "table", "[vocab_size, k]", tuple(table.shape))
     require(num_experts >= 1, "hash_plan", "num_experts", "at least 1", num_experts)
     ids = token_ids.flatten().long()
-    with _user_errors():
+    with range_errors():
         return RoutePlan(*torch.ops.gossamer.hash_plan(table.contiguous(), ids, num_experts))
 
 
-class _user_errors:
+class range_errors:
     """Range errors that an operator finds while it counts are the caller's: ValueError with the first line."""
 
     def __enter__(self) -> None:

@@ -11,6 +11,7 @@ from torch.nn import functional
 
 from gossamer.sparse_nn._checks import require
 from gossamer.sparse_nn.assignment import balanced_assignment, sinkhorn
+from gossamer.sparse_nn.hash_gate import hash_gate
 from gossamer.sparse_nn.losses import importance_loss, load_balance_loss, load_loss, router_z_loss
 from gossamer.sparse_nn.routing import Router, Routing, checked_token_ids
 
@@ -139,7 +140,7 @@ class TopKRouter(LearnedRouter):
 
 
 class WeightedHashRouter(LearnedRouter):
-    """The table chooses the experts, learned scores weigh them: gates of the k chosen experts, normalized and scaled.
+    """The table chooses the experts, learned scores weigh them: ``hash_gate``.
 
     Args:
         d_model: width of a token.
@@ -159,10 +160,9 @@ class WeightedHashRouter(LearnedRouter):
         self.register_buffer("table", table)
 
     def forward(self, x: Tensor, token_ids: Tensor | None = None) -> Routing:
-        ids = self.table[checked_token_ids("WeightedHashRouter", token_ids, x)].long()
-        scores = SCORES["sqrt_softplus"](self.logits(x).gather(1, ids))
-        loss = scores.new_zeros(())
-        return Routing(ids, normalized(scores, True) * self.route_scale, loss, {"load": self._load(ids)})
+        token_ids = checked_token_ids("WeightedHashRouter", token_ids, x)
+        ids, gates = hash_gate(x, self.weight, self.table, token_ids, scale=self.route_scale)
+        return Routing(ids, gates.float(), gates.new_zeros((), dtype=torch.float32), {"load": self._load(ids)})
 
 
 class ExpertChoiceRouter(LearnedRouter):

@@ -155,6 +155,13 @@ def decode_attention(q, k, v, *, seq_lens=None, scale=None, window=None, sinks=N
     return out, lse
 
 
+def hash_gate(x: Tensor, weight: Tensor, table: Tensor, token_ids: Tensor, scale: float = 1.0):
+    """Expert ids, and gates from the products with all experts."""
+    ids = table[token_ids.long()].long()
+    scores = torch.nn.functional.softplus(x.double() @ weight.double().T, threshold=700).sqrt().gather(1, ids)
+    return ids.int(), scale * scores / scores.sum(1, keepdim=True)
+
+
 def ppr(graph, seeds: Tensor, alpha: float) -> Tensor:
     """[num_seeds, num_nodes]: personalised PageRank by power iteration; without a next node walks end."""
     step = torch.zeros(graph.num_nodes, graph.num_nodes, dtype=torch.float64)

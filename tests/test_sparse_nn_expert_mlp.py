@@ -149,6 +149,28 @@ def test_experts_without_tokens_get_zero_gradients():
         assert grad[[0, 1, 3]].abs().sum() == 0
 
 
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize("isa", ISAS)
+def test_limit_of_swiglu(isa, dtype, monkeypatch):
+    """Gate rows bounded from above, the others from both sides; no gradient beyond."""
+    monkeypatch.setenv("GOSSAMER_ISA", isa)
+    leaves, plan = problem(21, 2, 3, 67, 75, dtype=dtype)
+
+    def clamped(h):
+        gate, up = h.chunk(2, -1)
+        return functional.silu(gate.clamp(max=0.5)) * up.clamp(-0.5, 0.5)
+
+    x, w_in, w_out, gates = leaves
+    out = expert_mlp(x, plan, w_in, w_out, gates=gates, swiglu_limit=0.5)
+    weight = torch.linspace(-1, 1, out.numel(), dtype=torch.float64).view_as(out).to(out.dtype)
+    found = [out.detach(), *torch.autograd.grad((out * weight).sum(), leaves)]
+    monkeypatch.setitem(ACTIVATIONS, "swiglu", clamped)
+    if dtype == torch.bfloat16:  # which side of the limit a rounded pre-activation is on decides its gradient
+        assert_near(found[:1], outputs(leaves, plan, "swiglu", reference)[:1], dtype)
+    else:
+        assert_near(found, outputs(leaves, plan, "swiglu", reference), dtype)
+
+
 def test_no_tokens():
     leaves, plan = problem(0, 2, 3, 8, 8)
     out = expert_mlp(*leaves[:1], plan, *leaves[1:3], gates=leaves[3])
@@ -192,13 +214,13 @@ def test_compile_and_autocast():
 
 def test_operators_pass_opcheck():
     (x, w_in, w_out, gates), plan = problem(5, 2, 3, 8, 6)
-    opcheck(torch.ops.gossamer.expert_mlp, (x, plan.order, plan.offsets, gates, w_in, w_out, 2, "swiglu", True))
+    opcheck(torch.ops.gossamer.expert_mlp, (x, plan.order, plan.offsets, gates, w_in, w_out, 2, "swiglu", 1.0, True))
     detached = [t.detach() for t in (x, gates, w_in, w_out)]
     x, gates, w_in, w_out = detached
     hidden = torch.randn(10, 12)
     opcheck(
         torch.ops.gossamer.expert_mlp_backward,
-        (x, x, plan.order, plan.offsets, gates, w_in, w_out, hidden, 2, "swiglu", True),
+        (x, x, plan.order, plan.offsets, gates, w_in, w_out, hidden, 2, "swiglu", 1.0, True),
     )
 
 
@@ -210,6 +232,9 @@ def error_cases():
         pytest.param((x, plan, w_in, w_out[:2]), {}, ValueError, r"w_out must be \[3, 8, f\]", id="w_out"),
         pytest.param((x, plan, w_in.double(), w_out), {}, TypeError, "w_in must be torch.float32 like x", id="dtype"),
         pytest.param((x, plan, w_in, w_out), {"activation": "tanh"}, ValueError, "activation must be", id="activation"),
+        pytest.param(
+            (x, plan, w_in, w_out), {"swiglu_limit": 0.0}, ValueError, "swiglu_limit must be above 0", id="limit"
+        ),
         pytest.param((x, plan, w_in, w_out), {"gates": gates[:, :1]}, ValueError, "gates must be", id="gates"),
     ]
 

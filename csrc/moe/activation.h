@@ -49,21 +49,32 @@ inline Simd<double>::Vector normal_cdf(Simd<double>::Vector x, Simd<double>::Vec
   return x;
 }
 
-// The activation of a pre-activation h; up is the second half of the hidden vector, for swiglu alone.
 template <typename Vector>
-inline Vector activate(Activation activation, Vector h, Vector up) {
+inline Vector clamp_above(Vector x, Vector limit) {
+  return x > limit ? limit : x;
+}
+
+template <typename Vector>
+inline Vector clamp_both(Vector x, Vector limit) {
+  return x < -limit ? -limit : clamp_above(x, limit);
+}
+
+// The activation of a pre-activation h; up is the second half of the hidden vector, for swiglu alone, as is the limit.
+template <typename Vector, typename acc_t>
+inline Vector activate(Activation activation, Vector h, Vector up, acc_t limit) {
   Vector density;
   switch (activation) {
     case Activation::kRelu: return h > 0 ? h : Vector{};
     case Activation::kGelu: return h * normal_cdf(h, &density);
     case Activation::kSwiglu: break;
   }
-  return h * sigmoid_vector(h) * up;
+  const Vector most = Vector{} + limit, gate = clamp_above(h, most);
+  return gate * sigmoid_vector(gate) * clamp_both(up, most);
 }
 
-// Its derivatives by h and by up.
-template <typename Vector>
-inline void activation_slopes(Activation activation, Vector h, Vector up, Vector* by_h, Vector* by_up) {
+// Its derivatives by h and by up; 0 beyond the limit.
+template <typename Vector, typename acc_t>
+inline void activation_slopes(Activation activation, Vector h, Vector up, acc_t limit, Vector* by_h, Vector* by_up) {
   if (activation == Activation::kRelu) {
     *by_h = h > 0 ? Vector{} + 1 : Vector{};
   } else if (activation == Activation::kGelu) {
@@ -71,8 +82,8 @@ inline void activation_slopes(Activation activation, Vector h, Vector up, Vector
     const Vector cdf = normal_cdf(h, &density);
     *by_h = cdf + h * density;
   } else {
-    const Vector s = sigmoid_vector(h);
-    *by_h = s * (1 + h * (1 - s)) * up;
-    *by_up = h * s;
+    const Vector most = Vector{} + limit, gate = clamp_above(h, most), s = sigmoid_vector(gate);
+    *by_h = h > most ? Vector{} : s * (1 + gate * (1 - s)) * clamp_both(up, most);
+    *by_up = (up > most) | (up < -most) ? Vector{} : gate * s;
   }
 }

@@ -29,6 +29,7 @@ struct ExpertArgs {
   int64_t d_ff;
   int32_t k;
   Activation activation;
+  acc_t limit;  // of swiglu: gate rows are clamped from above, the others from both sides; infinity clamps nothing
 
   // Backward only.
   const scalar_t* grad;   // [num_tokens, d_model], of the output

@@ -30,23 +30,26 @@ __device__ inline int64_t expert_of(const int32_t* offsets, int64_t num_experts,
 }
 
 template <typename acc_t>
-__device__ acc_t activate(Activation activation, acc_t h, acc_t up) {
+__device__ acc_t activate(Activation activation, acc_t h, acc_t up, acc_t limit) {
   if (activation == Activation::kRelu) return h > 0 ? h : acc_t(0);
   if (activation == Activation::kGelu) return h * normcdf(h);
+  h = h > limit ? limit : h;
+  up = up > limit ? limit : up < -limit ? -limit : up;
   return h / (1 + exp(-h)) * up;
 }
 
 template <typename acc_t>
-__device__ void activation_slopes(Activation activation, acc_t h, acc_t up, acc_t* by_h, acc_t* by_up) {
+__device__ void activation_slopes(Activation activation, acc_t h, acc_t up, acc_t limit, acc_t* by_h, acc_t* by_up) {
   *by_up = 0;
   if (activation == Activation::kRelu) {
     *by_h = h > 0;
   } else if (activation == Activation::kGelu) {
     *by_h = normcdf(h) + h * exp(-h * h / 2) * acc_t(0.3989422804014327);
   } else {
-    const acc_t s = 1 / (1 + exp(-h));
-    *by_h = s * (1 + h * (1 - s)) * up;
-    *by_up = h * s;
+    const acc_t gate = h > limit ? limit : h, s = 1 / (1 + exp(-gate));
+    const acc_t bounded = up > limit ? limit : up < -limit ? -limit : up;
+    *by_h = h > limit ? acc_t(0) : s * (1 + gate * (1 - s)) * bounded;
+    *by_up = bounded != up ? acc_t(0) : gate * s;
   }
 }
 
@@ -83,7 +86,7 @@ inline Tensor inverse_of(const Tensor& order, int64_t num_routes) {
 template <typename scalar_t>
 ExpertArgs<scalar_t> expert_args(const Tensor& x, const Tensor& order, const Tensor& offsets,
                                  const OptionalTensor& gates, const Tensor& w_in, const Tensor& w_out, int64_t k,
-                                 const std::string& activation) {
+                                 const std::string& activation, double limit) {
   ExpertArgs<scalar_t> args{};
   args.x = x.const_data_ptr<scalar_t>();
   args.order = order.const_data_ptr<int32_t>();
@@ -97,6 +100,7 @@ ExpertArgs<scalar_t> expert_args(const Tensor& x, const Tensor& order, const Ten
   args.d_ff = w_out.size(2);
   args.k = static_cast<int32_t>(k);
   args.activation = activation_named(activation);
+  args.limit = static_cast<typename ExpertArgs<scalar_t>::acc_t>(limit);
   GOSSAMER_CHECK((args.activation == Activation::kSwiglu ? 2 : 1) * args.d_ff == w_in.size(1),
                  "expert_mlp: w_in must be [E, 2 f, d] for swiglu, else [E, f, d]");
   return args;

@@ -76,7 +76,7 @@ inline void activate_row(const ExpertArgs<scalar_t>& args, const Products& produ
       h[m] = rounded<scalar_t>(S::load(products[m] + row + c));
       if (hidden) store_part(hidden + m * args.d_ff + c, h[m], n);
     }
-    store_part(activated + c, activate(args.activation, h[0], h[kMatrices - 1]), n);
+    store_part(activated + c, activate(args.activation, h[0], h[kMatrices - 1], args.limit), n);
   }
 }
 

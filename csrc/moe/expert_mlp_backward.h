@@ -76,9 +76,10 @@ inline acc_t hidden_gradient_row(const ExpertArgs<scalar_t>& args, int64_t p, in
     const int64_t n = std::min<int64_t>(S::kLanes, num_columns - c);
     const Vector h = load_hidden(args.hidden + at + c, n);
     const Vector up = gated ? load_hidden(args.hidden + at + args.d_ff + c, n) : Vector{};
-    const Vector grad = S::load(grad_activated + c), activated = rounded<scalar_t>(activate(args.activation, h, up));
+    const Vector grad = S::load(grad_activated + c);
+    const Vector activated = rounded<scalar_t>(activate(args.activation, h, up, args.limit));
     Vector by_h, by_up = {};
-    activation_slopes(args.activation, h, up, &by_h, &by_up);
+    activation_slopes(args.activation, h, up, args.limit, &by_h, &by_up);
     store_part(args.grad_hidden + at + c, gate * grad * by_h, n);
     if (gated) store_part(args.grad_hidden + at + args.d_ff + c, gate * grad * by_up, n);
     store_part(args.activated + p * args.d_ff + first + c, gate * activated, n);

@@ -54,7 +54,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> expert_mlp_backward_cpu(const Tensor&
                                                                    const Tensor& order, const Tensor& offsets,
                                                                    const OptionalTensor& gates, const Tensor& w_in,
                                                                    const Tensor& w_out, const Tensor& hidden, int64_t k,
-                                                                   std::string activation, bool weights) {
+                                                                   std::string activation, double limit, bool weights) {
   check_expert_tensors("expert_mlp_backward", x, order, offsets, w_in, w_out, k);
   GOSSAMER_CHECK_TENSOR(grad, 2, "expert_mlp_backward");
   GOSSAMER_CHECK_TENSOR(hidden, 2, "expert_mlp_backward");
@@ -76,7 +76,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> expert_mlp_backward_cpu(const Tensor&
   const auto launch = [&](auto scalar) {
     using scalar_t = decltype(scalar);
     using acc_t = typename ExpertArgs<scalar_t>::acc_t;
-    auto args = expert_args<scalar_t>(x, order, offsets, gates, w_in, w_out, k, activation);
+    auto args = expert_args<scalar_t>(x, order, offsets, gates, w_in, w_out, k, activation, limit);
     args.grad = grad.const_data_ptr<scalar_t>();
     args.hidden = const_cast<scalar_t*>(hidden.const_data_ptr<scalar_t>());
     args.activated = activated.mutable_data_ptr<scalar_t>();

@@ -27,9 +27,9 @@ __global__ void hidden_backward_kernel(ExpertArgs<scalar_t> args, typename Exper
       }
       const acc_t h = static_cast<acc_t>(args.hidden[p * d_hidden + c]);
       const acc_t up = gated ? static_cast<acc_t>(args.hidden[p * d_hidden + args.d_ff + c]) : h;
-      const acc_t activated = static_cast<acc_t>(static_cast<scalar_t>(activate(args.activation, h, up)));
+      const acc_t activated = static_cast<acc_t>(static_cast<scalar_t>(activate(args.activation, h, up, args.limit)));
       acc_t by_h, by_up;
-      activation_slopes(args.activation, h, up, &by_h, &by_up);
+      activation_slopes(args.activation, h, up, args.limit, &by_h, &by_up);
       args.grad_hidden[p * d_hidden + c] = static_cast<scalar_t>(gate * sum * by_h);
       if (gated) args.grad_hidden[p * d_hidden + args.d_ff + c] = static_cast<scalar_t>(gate * sum * by_up);
       args.activated[p * args.d_ff + c] = static_cast<scalar_t>(gate * activated);
@@ -93,7 +93,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> expert_mlp_backward_cuda(const Tensor
                                                                     const Tensor& order, const Tensor& offsets,
                                                                     const OptionalTensor& gates, const Tensor& w_in,
                                                                     const Tensor& w_out, const Tensor& hidden,
-                                                                    int64_t k, std::string activation, bool weights) {
+                                                                    int64_t k, std::string activation, double limit,
+                                                                    bool weights) {
   const torch::stable::accelerator::DeviceGuard guard(x.get_device_index());
   GOSSAMER_CHECK_TENSOR(grad, 2, "expert_mlp_backward");
   const int64_t num_positions = order.size(0), d_hidden = w_in.size(1), d_ff = w_out.size(2), d_model = x.size(1);
@@ -111,7 +112,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> expert_mlp_backward_cuda(const Tensor
   for_scalar_type(x, "expert_mlp_backward: x must be float32, float64, bfloat16 or float16", [&](auto scalar) {
     using scalar_t = decltype(scalar);
     using acc_t = typename ExpertArgs<scalar_t>::acc_t;
-    auto args = expert_args<scalar_t>(x, order, offsets, gates, w_in, w_out, k, activation);
+    auto args = expert_args<scalar_t>(x, order, offsets, gates, w_in, w_out, k, activation, limit);
     args.grad = grad.const_data_ptr<scalar_t>();
     args.hidden = const_cast<scalar_t*>(hidden.const_data_ptr<scalar_t>());
     args.activated = activated.mutable_data_ptr<scalar_t>();

@@ -30,7 +30,7 @@ void run(const ExpertArgs<scalar_t>& args) {
 
 std::tuple<Tensor, Tensor> expert_mlp_cpu(const Tensor& x, const Tensor& order, const Tensor& offsets,
                                           const OptionalTensor& gates, const Tensor& w_in, const Tensor& w_out,
-                                          int64_t k, std::string activation, bool save_hidden) {
+                                          int64_t k, std::string activation, double limit, bool save_hidden) {
   check_expert_tensors("expert_mlp", x, order, offsets, w_in, w_out, k);
   const int64_t num_routes = order.size(0), d_hidden = w_in.size(1);
   Tensor out = torch::stable::new_empty(x, {x.size(0), x.size(1)});
@@ -39,7 +39,7 @@ std::tuple<Tensor, Tensor> expert_mlp_cpu(const Tensor& x, const Tensor& order, 
     using scalar_t = decltype(scalar);
     Tensor activated = with_huge_pages(torch::stable::new_empty(x, {num_routes, w_out.size(2)}));
     Tensor sums = new_sums(x);
-    auto args = expert_args<scalar_t>(x, order, offsets, gates, w_in, w_out, k, activation);
+    auto args = expert_args<scalar_t>(x, order, offsets, gates, w_in, w_out, k, activation, limit);
     args.hidden = save_hidden ? hidden.mutable_data_ptr<scalar_t>() : nullptr;
     args.activated = activated.mutable_data_ptr<scalar_t>();
     args.sums = sums.mutable_data_ptr<typename ExpertArgs<scalar_t>::acc_t>();

@@ -20,7 +20,7 @@ __global__ void expert_hidden_kernel(ExpertArgs<scalar_t> args, int64_t num_posi
       const scalar_t up =
           gated ? static_cast<scalar_t>(warp_dot(x, weights + (args.d_ff + c) * args.d_model, args.d_model)) : h;
       if (threadIdx.x % kWarp != 0) continue;
-      const acc_t activated = activate(args.activation, static_cast<acc_t>(h), static_cast<acc_t>(up));
+      const acc_t activated = activate(args.activation, static_cast<acc_t>(h), static_cast<acc_t>(up), args.limit);
       args.activated[p * args.d_ff + c] = static_cast<scalar_t>(activated);
       if (args.hidden) args.hidden[p * d_hidden + c] = h;
       if (args.hidden && gated) args.hidden[p * d_hidden + args.d_ff + c] = up;
@@ -50,7 +50,7 @@ __global__ void expert_output_kernel(ExpertArgs<scalar_t> args, const int32_t* _
 
 std::tuple<Tensor, Tensor> expert_mlp_cuda(const Tensor& x, const Tensor& order, const Tensor& offsets,
                                            const OptionalTensor& gates, const Tensor& w_in, const Tensor& w_out,
-                                           int64_t k, std::string activation, bool save_hidden) {
+                                           int64_t k, std::string activation, double limit, bool save_hidden) {
   const torch::stable::accelerator::DeviceGuard guard(x.get_device_index());
   GOSSAMER_CHECK_TENSOR(x, 2, "expert_mlp");
   GOSSAMER_CHECK_TENSOR(w_in, 3, "expert_mlp");
@@ -63,7 +63,7 @@ std::tuple<Tensor, Tensor> expert_mlp_cuda(const Tensor& x, const Tensor& order,
   const Tensor inverse = inverse_of(order, x.size(0) * k);
   for_scalar_type(x, "expert_mlp: x must be float32, float64, bfloat16 or float16", [&](auto scalar) {
     using scalar_t = decltype(scalar);
-    auto args = expert_args<scalar_t>(x, order, offsets, gates, w_in, w_out, k, activation);
+    auto args = expert_args<scalar_t>(x, order, offsets, gates, w_in, w_out, k, activation, limit);
     args.hidden = save_hidden ? hidden.mutable_data_ptr<scalar_t>() : nullptr;
     args.activated = activated.mutable_data_ptr<scalar_t>();
     args.out = out.mutable_data_ptr<scalar_t>();

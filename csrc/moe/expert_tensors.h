@@ -38,7 +38,7 @@ inline Activation activation_named(const std::string& name) {
 template <typename scalar_t>
 ExpertArgs<scalar_t> expert_args(const Tensor& x, const Tensor& order, const Tensor& offsets,
                                  const OptionalTensor& gates, const Tensor& w_in, const Tensor& w_out, int64_t k,
-                                 const std::string& activation) {
+                                 const std::string& activation, double limit) {
   ExpertArgs<scalar_t> args{};
   args.x = x.const_data_ptr<scalar_t>();
   args.order = order.const_data_ptr<int32_t>();
@@ -52,6 +52,7 @@ ExpertArgs<scalar_t> expert_args(const Tensor& x, const Tensor& order, const Ten
   args.d_ff = w_out.size(2);
   args.k = static_cast<int32_t>(k);
   args.activation = activation_named(activation);
+  args.limit = static_cast<typename ExpertArgs<scalar_t>::acc_t>(limit);
   GOSSAMER_CHECK(args.d_hidden() == w_in.size(1), "expert_mlp: w_in must be [E, 2 f, d] for swiglu, else [E, f, d]");
   GOSSAMER_CHECK(!gates.has_value() || gates->numel() == x.size(0) * k, "expert_mlp: gates must be [num_tokens, k]");
   return args;
