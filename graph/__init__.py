@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 import gossamer  # noqa: F401  (loads the operators)
 from gossamer.graph.adaptive_fanout import AdaptiveFanout
 from gossamer.graph.aggregate import aggregate, gcn_aggregate
+from gossamer.graph.compressed import CompressedCSR
 from gossamer.graph.csr import CSR
 from gossamer.graph.datasets import Dataset, load_dataset
 from gossamer.graph.drew import DRew, DRewGatedGCNConv, DRewGCNConv, DRewGINConv, drew_width
@@ -35,7 +36,7 @@ from gossamer.graph.shell_file import load_shells, save_shells
 from gossamer.graph.spn import SPN, MergedShells, SPNConv, merge_shells
 
 __all__ = [
-    "CSR", "chunk_order", "partition", "Dataset", "load_dataset",
+    "CSR", "CompressedCSR", "chunk_order", "partition", "Dataset", "load_dataset",
     "aggregate", "gcn_aggregate", "node_dropout", "relu_dropout",
     "GraphLayer", "GraphSequential", "GCNConv", "SAGEConv", "GCN2Conv", "ResidualBlock", "KeepInitial",
     "ForgetInitial", "NodeDropout", "ReLUDropout",

@@ -20,6 +20,7 @@ __all__ = ["Columns", "read_edges", "record_type"]
 
 _MAX_NODES = 2**48
 _MAX_LINE = 1 << 20
+_SKIP = 1 << 18
 _INTEGER = re.compile(r"[+-]?\d+")
 _DELIMITERS = ("\t", ",", ";", "|")  # else white space
 
@@ -298,7 +299,9 @@ class _Member:
             raise _bad(str(path), f"hold {name} in C order", "Fortran order")
         if self._dtype.hasobject:
             raise _bad(str(path), f"hold numbers in {name}", "objects")
-        self._file.seek(skip * self._dtype.itemsize, io.SEEK_CUR)
+        left = skip * self._dtype.itemsize
+        while left > 0 and (passed := len(self._file.read(min(left, _SKIP)))):  # seek() would take 32 MiB
+            left -= passed
 
     def read(self, count: int) -> np.ndarray:
         raw = self._file.read(count * self._dtype.itemsize)

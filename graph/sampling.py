@@ -9,8 +9,9 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
+from gossamer.graph.compressed import CompressedCSR
 from gossamer.graph.csr import CSR
-from gossamer.graph.sampling_index import SamplingIndex, prepare_relation
+from gossamer.graph.sampling_index import SamplingIndex, _signed, prepare_relation
 
 __all__ = ["SampledSubgraph", "check_fanout", "check_seeds", "neighbor_sample"]
 
@@ -41,7 +42,7 @@ class SampledSubgraph:
 
 
 def neighbor_sample(
-    graph: CSR,
+    graph: CSR | CompressedCSR,
     seeds: Tensor,
     fanouts: Sequence[float],
     *,
@@ -61,7 +62,7 @@ def neighbor_sample(
     needs for weights and times is prepared on the first call and kept; its tensors must not change afterwards.
 
     Args:
-        graph: in-neighbours in CSR form.
+        graph: in-neighbours in CSR form; a CompressedCSR can be sampled uniformly, in one subgraph of all seeds.
         seeds: [num_seeds], int64 or int32, node ids in [0, graph.num_nodes). A seed given twice is two nodes of the
             result; edges refer to the first, unless the trees are disjoint.
         fanouts: edges kept per node and hop, nearest hop first: a number of edges, -1 for all, or a share of the node's
@@ -88,6 +89,12 @@ def neighbor_sample(
     Network Embeddings, section 3.2 (linear).
     """
     _check_choice(replace, seed_time, temporal, window, node_time)
+    if isinstance(graph, CompressedCSR):
+        if weighted or disjoint or seed_time is not None:
+            raise ValueError(
+                "neighbor_sample: graph must be a CSR for weights, times and disjoint trees, got a CompressedCSR"
+            )
+        return _sample_compressed(graph, seeds, fanouts, seed, replace)
     index = _index_of(graph, weighted, seed_time is not None, node_time)
     raw = index.sample(
         [check_seeds("neighbor_sample", seeds, graph.num_nodes)],
@@ -100,6 +107,15 @@ def neighbor_sample(
         disjoint=disjoint or seed_time is not None,
     )
     return SampledSubgraph(raw.node[0], *raw.edges[0], raw.batch[0], raw.num_nodes[0], raw.num_edges[0])
+
+
+def _sample_compressed(
+    graph: CompressedCSR, seeds: Tensor, fanouts: Sequence[float], seed: int, replace: bool
+) -> SampledSubgraph:
+    seeds = check_seeds("neighbor_sample", seeds, graph.num_nodes)
+    fanouts = [check_fanout("neighbor_sample", fanout) for fanout in fanouts]
+    node, row, col, edge, num_nodes, num_edges = graph._sample(seeds, fanouts, _signed(seed), replace)
+    return SampledSubgraph(node, row, col, edge, None, num_nodes.tolist(), num_edges.tolist())
 
 
 def check_fanout(function: str, fanout: float) -> float:

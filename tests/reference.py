@@ -255,3 +255,14 @@ def fosr(adjacency: Tensor, num_edges: int, num_power_iterations: int, seed: int
         x = x + inverse * (adjacency @ (inverse * x))
         x = x / x.norm()
     return added
+
+
+def elias_fano_row(columns: list[int], num_nodes: int) -> bytes:
+    """The code of a row: ones at (high part + place), then the low bits of each column, the lowest bit first."""
+    if not columns:
+        return b""
+    low = max((num_nodes - 1).bit_length() - len(columns).bit_length(), 0)
+    length = len(columns) + ((num_nodes - 1) >> low) + 1
+    bits = sum(1 << ((column >> low) + i) for i, column in enumerate(columns))
+    bits += sum((column & ((1 << low) - 1)) << (length + i * low) for i, column in enumerate(columns))
+    return bits.to_bytes((length + len(columns) * low + 7) // 8, "little")

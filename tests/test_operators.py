@@ -33,6 +33,9 @@ MEASURED_WITHIN = {
     "k_hop_count": "k_hop",
     "alias_table": "neighbor_sample",
     "cumulative_weights": "neighbor_sample",
+    "compress_rows": "CompressedCSR",
+    "decompress_rows": "CompressedCSR",
+    "neighbor_sample_compressed": "CompressedCSR",
 }
 
 # No goal yet: an operator leaves this list when its benchmark comes.

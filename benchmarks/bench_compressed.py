@@ -1,0 +1,90 @@
+"""CompressedCSR: bytes per edge, and sampling speed against the uncompressed graph; memory of the converter."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import torch
+from sampling_data import batches, rmat
+
+from gossamer.graph import CSR, CompressedCSR, neighbor_sample
+
+import harness
+
+CAPABILITY = "Sampling"
+GRAPH = "R-MAT 2^18 nodes, 3.9 M edges"
+FANOUTS = [15, 10, 5]
+
+
+@lru_cache
+def compressed() -> CompressedCSR:
+    return CompressedCSR.from_csr(rmat(18))
+
+
+@harness.goal(CAPABILITY, f"uncompressed graph, {GRAPH}: columns of int32", at_most=4.2, unit="bytes/edge")
+def bytes_per_edge() -> harness.Figure:
+    graph = rmat(18)
+    col, rowptr = graph.col.numel() * graph.col.element_size(), 8 * graph.rowptr.numel()
+    detail = f"and {rowptr / graph.num_nodes:.1f} bytes per node: {(col + rowptr) / graph.num_edges:.2f} in all"
+    return harness.Figure(col / graph.num_edges, detail)
+
+
+@harness.goal(CAPABILITY, f"CompressedCSR, {GRAPH}: all of it", at_most=2.0, unit="bytes/edge")
+def compressed_bytes_per_edge() -> harness.Figure:
+    graph = compressed()
+    assert torch.equal(graph.to_csr().col, rmat(18).col)
+    return harness.Figure(graph.num_bytes / graph.num_edges, f"{graph.codes.numel() / graph.num_edges:.2f} of it codes")
+
+
+@harness.goal(
+    CAPABILITY, f"CompressedCSR, uniform {FANOUTS}, batch 1024, {GRAPH}: edges/s against CSR", at_least=0.6, unit="x"
+)
+def compressed_speed() -> harness.Figure:
+    plain, small, seeds = rmat(18), compressed(), batches(18)
+
+    def sampler(graph: CSR | CompressedCSR) -> Callable[[], int]:
+        return lambda: sum(neighbor_sample(graph, s, FANOUTS, seed=i).edge.numel() for i, s in enumerate(seeds))
+
+    functions = {"compressed": sampler(small), "CSR": sampler(plain)}
+    num_edges = functions["CSR"]()
+    assert functions["compressed"]() == num_edges
+    times = harness.compare(functions)
+    rates = ", ".join(f"{name} {num_edges / times[name].median / 1e6:.1f} M/s" for name in functions)
+    return times.figure("CSR", "compressed", rates)
+
+
+CONVERT = r"""
+import re, sys
+from pathlib import Path
+import numpy, torch
+from gossamer.graph.convert import convert
+now = lambda name: int(re.search(name + r":\s+(\d+) kB", Path("/proc/self/status").read_text())[1])
+numpy.savez(sys.argv[2], edge_index=numpy.zeros((2, 9), int))
+convert([sys.argv[2] + ".npz"], sys.argv[2])  # what is loaded at the first call is not counted
+Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+before = now("VmRSS")
+convert([sys.argv[1]], sys.argv[2], memory=32 << 20)
+print((now("VmHWM") - before) / 1024)
+"""
+
+
+@harness.goal(
+    CAPABILITY, "convert, 10^7 edges (160 MB) with memory=32 MiB: peak beyond the library", at_most=40, unit="MiB"
+)
+def convert_memory() -> harness.Figure:
+    with tempfile.TemporaryDirectory() as folder:
+        edges = Path(folder) / "edges.npz"
+        np.savez(edges, edge_index=np.random.default_rng(0).integers(0, 2**18, (2, 10**7)))
+        command = [sys.executable, "-c", CONVERT, str(edges), str(Path(folder) / "graph")]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return harness.Figure(float(done.stdout), "highest resident memory less that before, in a process of its own")
+
+
+if __name__ == "__main__":
+    harness.main()
