@@ -158,6 +158,44 @@ def test_equal_bits_for_any_batch_and_threads(heads, dtype):
         assert torch.equal(alone[0], results[1][b])
 
 
+@pytest.mark.parametrize(("heads", "kv_heads"), [(32, 8), (8, 8), (144, 9)])
+@pytest.mark.parametrize("quantised", [False, True], ids=["bfloat16", "int8"])
+def test_equal_bits_however_kv_heads_are_shared_out(heads, kv_heads, quantised):
+    """Kv heads are computed together or apart, as the shares of the threads fall: the bits do not show it."""
+    q, k, v = make(2, 1, heads, kv_heads, 64, 64, 1300, torch.bfloat16)
+    seq_lens, options = torch.tensor([1300, 700]), {}
+    if quantised:
+        scales = [x.abs().amax(-1).float() / 127 for x in (k, v)]
+        k, v = ((x / s[..., None]).round().to(torch.int8) for x, s in zip((k, v), scales))
+        options = {"k_scale": scales[0], "v_scale": scales[1]}
+    results, before = {}, torch.get_num_threads()
+    try:
+        for threads in (1, 2, 3, 4):
+            torch.set_num_threads(threads)
+            results[threads] = decode_attention(q, k, v, seq_lens=seq_lens, **options)
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(results[1], other) for other in results.values())
+    for h in range(kv_heads):
+        own, group = slice(h, h + 1), slice(h * heads // kv_heads, (h + 1) * heads // kv_heads)
+        chosen = {name: scale[:, :, own] for name, scale in options.items()}
+        alone = decode_attention(q[:, :, group], k[:, :, own], v[:, :, own], seq_lens=seq_lens, **chosen)
+        assert torch.equal(alone, results[1][:, :, group])
+
+
+def test_int8_values_may_have_negative_and_undefined_scales():
+    q, k, v = make(1, 1, 8, 2, 64, 64, 300, torch.bfloat16)
+    ints = [(x.float() * 30).round().clamp(-128, 127).to(torch.int8) for x in (k, v)]
+    scale = torch.linspace(-0.03, 0.05, 600).view(1, 300, 2)
+    out = decode_attention(q, *ints, k_scale=scale, v_scale=scale)
+    expected, _ = reference.decode_attention(q, *(x.double() * scale[..., None].double() for x in ints))
+    torch.testing.assert_close(out.double(), expected, rtol=2e-2, atol=2e-2)
+    broken = scale.clone()
+    broken[0, 5, 0] = torch.nan
+    assert decode_attention(q, *ints, k_scale=broken, v_scale=scale)[:, :, :4].isnan().all()
+    assert decode_attention(q, *ints, k_scale=scale, v_scale=broken)[:, :, :4].isnan().all()
+
+
 def test_merge_of_parts_is_the_whole():
     q, k, v = make(2, 1, 8, 2, 64, 32, 700)
     whole, lse = decode_attention(q, k, v, return_lse=True)

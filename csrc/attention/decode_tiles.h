@@ -79,8 +79,20 @@ inline Vector reduce_chunks(Vector (&acc)[kChunk]) {
   }
 }
 
-// 2^x for x <= 0, relative error below 3e-7; 0 below the normal numbers, NaN for NaN.
+// 2^x for x <= 0, relative error below 3e-7; 0 far below the normal numbers, NaN for NaN.
 inline Vector exp2_vector(Vector x) {
+#if GOSSAMER_VECTOR_BYTES == 64
+  const __m512 y = _mm512_maskz_max_ps(0xffff, _mm512_set1_ps(-160.0f), (__m512)x);  // of NaN and a number: the NaN
+  const __m512 n = _mm512_maskz_roundscale_ps(0xffff, y, _MM_FROUND_TO_NEAREST_INT);
+  const Vector f = (Vector)y - (Vector)n;
+  Vector q = 1.33906565e-3f - Vector{};
+  q = q * f + 9.61817026e-3f;
+  q = q * f + 5.55036e-2f;
+  q = q * f + 2.40226507e-1f;
+  q = q * f + 6.93147182e-1f;
+  q = q * f + 1.0f;
+  return (Vector)_mm512_maskz_scalef_ps(0xffff, (__m512)q, n);
+#else
   const Vector magic = 12582912.0f - Vector{};  // 1.5 * 2^23: adding it rounds to an integer
   const Vector clamped = x < -126.0f ? -126.0f - Vector{} : x;
   const Vector shifted = clamped + magic;
@@ -93,6 +105,7 @@ inline Vector exp2_vector(Vector x) {
   p = p * r + 1.0f;
   const Vector result = as_float(as_words(p) + (as_words(shifted) << 23));
   return x < -126.0f ? Vector{} : result;
+#endif
 }
 
 inline Vector tanh_vector(Vector x) {
@@ -165,14 +178,11 @@ struct PackedValues {
 template <typename Dot>
 struct DirectValues {
   const char* const* rows;
-  const char* const* next;  // rows of the step that follows, fetched ahead here
-  int64_t next_bytes;
 
   template <int kChunk, int kVectors>
   void load(int64_t unit, int64_t d, Words* out) const {
     if constexpr (Dot::kPack == 1) {
       for (int v = 0; v < kVectors; ++v) out[v] = load_words(rows[unit] + (d + v * kLanes) * sizeof(float));
-      fetch_ahead<kVectors>(unit, d * sizeof(float));
     } else {
       using Halves [[gnu::vector_size(GOSSAMER_VECTOR_BYTES)]] = uint16_t;
       const int64_t a = unit / kChunk * 2 * kChunk + unit % kChunk, b = a + kChunk;
@@ -182,14 +192,6 @@ struct DirectValues {
         std::memcpy(&y, rows[b] + (d + v * kLanes) * 2, sizeof(y));
         interleave(x, y, out + v, std::make_integer_sequence<int, kLanes>{});
       }
-      fetch_ahead<kVectors / 2>(a, d * 2);
-      fetch_ahead<kVectors / 2>(b, d * 2);
-    }
-  }
-  template <int kVectors>
-  void fetch_ahead(int64_t key, int64_t offset) const {
-    for (int v = 0; v < kVectors; ++v) {
-      if (offset < next_bytes) __builtin_prefetch(next[key] + offset + v * GOSSAMER_VECTOR_BYTES, 0, 2);
     }
   }
   template <typename Halves, int... i>
@@ -202,16 +204,19 @@ struct DirectValues {
   }
 };
 
-// out[m][d] = sum over units of probability[unit][row m] * value[unit][d] for kBlock rows and kVectors vectors of d.
+// out[m][d] += sum over units of probability[unit][row m] * value[unit][d] for kBlock rows and kVectors vectors of d;
+// with `fresh` out starts at zero.
 //   probabilities [groups][stride words], row m at word m * kChunk, its kChunk units side by side
 template <typename Dot, int kChunk, int kBlock, int kVectors, typename Values>
 inline void value_tile(const uint32_t* probabilities, int64_t stride, int64_t groups, const Values& values, int64_t d,
-                       float* out, int64_t out_stride) {
+                       float* out, int64_t out_stride, bool fresh) {
   Vector acc[kBlock][kVectors];
 #pragma GCC unroll 16
   for (int m = 0; m < kBlock; ++m) {
 #pragma GCC unroll 8
-    for (int v = 0; v < kVectors; ++v) acc[m][v] = Vector{};
+    for (int v = 0; v < kVectors; ++v) {
+      acc[m][v] = fresh ? Vector{} : Float::load(out + m * out_stride + d + v * kLanes);
+    }
   }
   for (int64_t g = 0; g < groups; ++g) {
     const uint32_t* p = probabilities + g * stride;

@@ -54,7 +54,7 @@ namespace gossamer::avx512 {
 #ifdef GOSSAMER_KERNEL_BF16
 #pragma GCC push_options
 #pragma GCC target( \
-    "avx512bf16,avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c,bmi,bmi2,lzcnt,popcnt,prefer-vector-width=512")
+    "avx512bf16,avx512vnni,avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c,bmi,bmi2,lzcnt,popcnt,prefer-vector-width=512")
 namespace gossamer::avx512_bf16 {
 #define GOSSAMER_VECTOR_BYTES 64
 #define GOSSAMER_BF16_DOT
