@@ -14,24 +14,23 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import time
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from ring_transfer import NUM_CLASSES, build_model, ring_features, rings
+from torch import Tensor, nn
 
-from gossamer.graph import CSR, DRew, k_hop
+from gossamer.graph import CSR, k_hop
 
-NUM_CLASSES, GCN_WIDTH = 5, 256
 SPLITS = {"train": 1600, "validation": 200, "test": 200}
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", type=int, default=10, help="nodes of a ring, even")
-    parser.add_argument("--model", choices=["gcn", "drew"], default="drew")
+    parser.add_argument("--model", choices=["gcn", "spn", "drew"], default="drew")
     parser.add_argument("--delay", type=float, default=1, help="nu of DRew; inf for none")
     parser.add_argument("--epochs", type=int, default=50)
     parser.add_argument("--batch-size", type=int, default=32)
@@ -45,21 +44,6 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     return options
 
 
-def ring_features(size: int, labels: Tensor) -> Tensor:
-    """[len(labels) * size, NUM_CLASSES]: the rings of a batch behind each other."""
-    x = torch.ones(len(labels), size, NUM_CLASSES)
-    x[:, 0] = 0
-    x[:, size // 2] = F.one_hot(labels, NUM_CLASSES).float()
-    return x.flatten(0, 1)
-
-
-def rings(size: int, num_rings: int) -> CSR:
-    """num_rings disjoint rings, both ways."""
-    node = torch.arange(num_rings * size)
-    after = node - node % size + (node + 1) % size
-    return CSR.from_edge_index(torch.stack([torch.cat([node, after]), torch.cat([after, node])]), len(node))
-
-
 class RingTransfer:
     """The task for one size of ring: balanced labels, and the shells of a batch, computed once per batch size."""
 
@@ -68,28 +52,24 @@ class RingTransfer:
         self.labels = {name: torch.arange(count) * NUM_CLASSES // count for name, count in SPLITS.items()}
         self._shells: dict[int, list[CSR]] = {}
 
-    def logits(self, model: DRew, labels: Tensor) -> Tensor:
+    def logits(self, model: nn.Module, labels: Tensor) -> Tensor:
         if len(labels) not in self._shells:
             self._shells[len(labels)] = k_hop(rings(self.size, len(labels)), self.num_hops)
         return model(ring_features(self.size, labels), self._shells[len(labels)])[:: self.size]
 
     @torch.no_grad()
-    def accuracy(self, model: DRew, split: str, batch_size: int) -> float:
+    def accuracy(self, model: nn.Module, split: str, batch_size: int) -> float:
         model.eval()
         batches = self.labels[split].split(batch_size)
         return sum(int((self.logits(model, b).argmax(1) == b).sum()) for b in batches) / SPLITS[split]
 
 
-def build(options: argparse.Namespace) -> DRew:
-    """Widths give every model the parameters of the GCN of width 256: DRew has (L + 1) / 2 times its matrices."""
-    num_layers = options.size // 2
-    if options.model == "gcn":
-        return DRew(NUM_CLASSES, GCN_WIDTH, NUM_CLASSES, num_layers, max_hops=1)
-    width = round(math.sqrt(2 * GCN_WIDTH**2 / (num_layers + 1)))
-    return DRew(NUM_CLASSES, width, NUM_CLASSES, num_layers, delay=options.delay)
+def build(options: argparse.Namespace) -> nn.Module:
+    """Widths give every model the parameters of the GCN of width 256."""
+    return build_model(f"drew-{options.delay}" if options.model == "drew" else options.model, options.size)
 
 
-def train_epoch(task: RingTransfer, model: DRew, optimizer: torch.optim.Optimizer, batch_size: int) -> float:
+def train_epoch(task: RingTransfer, model: nn.Module, optimizer: torch.optim.Optimizer, batch_size: int) -> float:
     """Mean loss over the training rings, in a new order."""
     model.train()
     labels, total = task.labels["train"], 0.0
