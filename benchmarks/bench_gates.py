@@ -5,7 +5,7 @@ The router of DeepSeek-V4 in transformers multiplies by all E rows of its weight
 
 What limits the ratios: here the dense product of transformers reaches the peak of the processor (2.7 ms at T 512), so
 ten times faster is the time to read x and the weight from memory once. In turns with it, ours finds the caches emptied
-and takes 0.7 ms; alone 0.36 ms. Tried: rows of the weight as a whole (0.39 ms), in blocks of columns that stay in the L2
+and takes 0.7 ms; alone 0.36 ms. Tried: rows of the weight as a whole (0.39 ms), in blocks of columns that stay in L2
 cache (0.36 ms, kept). T 1 is the cost of the call: 12 us, of which the products are 3.
 """
 

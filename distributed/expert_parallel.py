@@ -131,20 +131,19 @@ class ExpertParallelMoE(MoE):
         super().__init__(
             d_model, d_ff, num_experts, router, activation=activation, num_shared_experts=num_shared_experts
         )
-        self.group: dist.ProcessGroup | None = None
+        self.group = group
         self._traffic = [0]
-        self._place(group)
+        self._place(dist.get_rank(group), dist.get_world_size(group))
 
-    def _place(self, group: dist.ProcessGroup | None) -> None:
+    def _place(self, rank: int, num_ranks: int) -> None:
         """Keep the experts of this rank."""
-        num_experts, num_ranks = self.w_in.shape[0], dist.get_world_size(group)
+        num_experts = self.w_in.shape[0]
         if num_experts % num_ranks != 0:
             raise ValueError(
                 f"ExpertParallelMoE: num_experts must be a multiple of the {num_ranks} ranks, got {num_experts}"
             )
         size = num_experts // num_ranks
-        first = dist.get_rank(group) * size
-        self.group = group
+        first = rank * size
         self.w_in = nn.Parameter(self.w_in.detach()[first : first + size].clone())
         self.w_out = nn.Parameter(self.w_out.detach()[first : first + size].clone())
 
