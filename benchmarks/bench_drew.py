@@ -1,4 +1,4 @@
-"""DRew layers against the same model written the way the paper's code does it."""
+"""DRew layers (operator drew_gcn) against the same model written the way the paper's code does it."""
 
 from __future__ import annotations
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from gossamer.graph.aggregate import Propagation, aggregate, gcn_aggregate, propagate
 from gossamer.graph.csr import CSR
+from gossamer.graph.drew_gcn import drew_gcn, fusable
 
 __all__ = ["DRew", "DRewGCNConv", "DRewGINConv", "DRewGatedGCNConv", "drew_width"]
 
@@ -50,15 +51,22 @@ class _DRewConv(nn.Module):
 
     def hops(self, shells: Sequence[CSR], states: Sequence[Tensor]) -> Iterator[tuple[int, CSR, Tensor, Tensor | int]]:
         """(number of its weights, shell, delayed state, hop weight) of every hop that has any edges."""
+        self.check_shells(shells)
+        weights = None if self.hop_weights is None else self.num_hops * self.hop_weights.softmax(0)
+        for k in range(1, self.num_hops + 1):
+            if shells[k - 1].num_edges:
+                state = states[self.source(len(states) - 1, k)]
+                yield (k - 1) % self.num_weights, shells[k - 1], state, 1 if weights is None else weights[k - 1]
+
+    def source(self, current: int, k: int) -> int:
+        """Number of the state that hop k reads, where ``current`` is that of the newest."""
+        return current - int(max(k - self.delay, 0))
+
+    def check_shells(self, shells: Sequence[CSR]) -> None:
         if len(shells) < self.num_hops:
             raise ValueError(
                 f"{type(self).__name__}: shells must be at least {self.num_hops} graphs, got {len(shells)}"
             )
-        weights = None if self.hop_weights is None else self.num_hops * self.hop_weights.softmax(0)
-        for k in range(1, self.num_hops + 1):
-            if shells[k - 1].num_edges:
-                state = states[len(states) - 1 - int(max(k - self.delay, 0))]
-                yield (k - 1) % self.num_weights, shells[k - 1], state, 1 if weights is None else weights[k - 1]
 
     def linears(self, *, bias: bool) -> nn.ModuleList:
         return nn.ModuleList(nn.Linear(self.channels, self.channels, bias=bias) for _ in range(self.num_weights))
@@ -177,6 +185,7 @@ class DRew(nn.Module):
         conv: gcn, gin or gatedgcn.
         delay: nu; 1 reads hop k from k - 1 layers ago, math.inf everything from the current state.
         max_hops: last hop that any layer reads; None for num_layers.
+        recompute: gcn on a CPU: compute the messages again in the backward pass instead of keeping them.
         options: what the layers of ``conv`` take besides.
 
     Source: Gutteridge et al. 2023, DRew: Dynamically Rewired Message Passing with Delay.
@@ -192,6 +201,7 @@ class DRew(nn.Module):
         conv: str = "gcn",
         delay: float = 1,
         max_hops: int | None = None,
+        recompute: bool = False,
         **options: object,
     ) -> None:
         super().__init__()
@@ -204,11 +214,14 @@ class DRew(nn.Module):
             _CONVS[conv](hidden_channels, t, delay=delay, max_hops=max_hops, **options) for t in range(num_layers)
         )
         self.head = nn.Linear(hidden_channels, out_channels)
+        self.recompute = recompute
         self.num_hops = min(num_layers, max_hops or num_layers)  # shells that forward needs
 
     def forward(self, x: Tensor, shells: Sequence[CSR]) -> Tensor:
         """Node features [N, in_channels] and the shells of ``k_hop(graph, model.num_hops)`` -> [N, out_channels]."""
         states = [self.encoder(x)]
+        if isinstance(self.convs[0], DRewGCNConv) and fusable(self.convs, states[0]):
+            return self.head(drew_gcn(self.convs, states[0], shells, recompute=self.recompute))
         for conv in self.convs:
             states.append(conv(shells, states))
         return self.head(states[-1])

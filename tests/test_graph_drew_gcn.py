@@ -1,0 +1,80 @@
+"""drew_gcn: the fused stack against its layers called one by one, which test_graph_drew holds against the paper."""
+
+import copy
+import math
+
+import pytest
+import torch
+
+from gossamer.graph import CSR, DRew, k_hop
+from gossamer.graph import drew as drew_module
+
+GRAPHS = {
+    "one ring": torch.stack([torch.arange(900), (torch.arange(900) + 1) % 900]),
+    "many rings": torch.stack([torch.arange(2000), torch.arange(2000) // 20 * 20 + (torch.arange(2000) + 1) % 20]),
+}  # directed: the shells are not their own transposes
+
+
+def run(model, x, shells):
+    x = x.clone().requires_grad_()
+    out = model(x, shells)
+    (out * torch.linspace(-1, 1, out.numel(), dtype=x.dtype).view_as(out)).sum().backward()
+    return [out.detach(), x.grad, *(p.grad for p in model.parameters()), *model.buffers()]
+
+
+@pytest.mark.parametrize("isa", ["scalar", "avx2", "avx512"])
+@pytest.mark.parametrize("graph", GRAPHS)
+@pytest.mark.parametrize(
+    "options",
+    [
+        pytest.param({"hidden_channels": 5}, id="narrow"),
+        pytest.param({"hidden_channels": 64, "recompute": True}, id="whole registers, recomputed"),
+        pytest.param({"hidden_channels": 42, "learn_hop_weights": True, "delay": math.inf}, id="hop weights"),
+        pytest.param({"hidden_channels": 9, "share_weights": True, "l2_norm": False}, id="shared"),
+    ],
+)
+def test_matches_the_layers(options, graph, isa, monkeypatch):
+    monkeypatch.setenv("GOSSAMER_ISA", isa)
+    torch.manual_seed(0)
+    shells = k_hop(CSR.from_edge_index(GRAPHS[graph]), 3)
+    model = DRew(in_channels=3, out_channels=2, num_layers=3, **options).double()
+    x = torch.randn(shells[0].num_nodes, 3, dtype=torch.float64)
+    other = copy.deepcopy(model)
+    ours = [run(model, x, shells), model.eval()(x, shells)]
+    monkeypatch.setattr(drew_module, "fusable", lambda *_: False)
+    theirs = [run(other, x, shells), other.eval()(x, shells)]
+    for a, b in zip([*ours[0], ours[1]], [*theirs[0], theirs[1]]):
+        torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-9)
+
+
+@pytest.mark.parametrize("graph", GRAPHS)
+def test_threads_and_recomputation_change_no_bit(graph):
+    torch.manual_seed(0)
+    shells = k_hop(CSR.from_edge_index(GRAPHS[graph]), 3)
+    model = DRew(3, 16, 2, 3)
+    x, results, threads = torch.randn(shells[0].num_nodes, 16), [], torch.get_num_threads()
+    model.encoder = model.head = torch.nn.Identity()  # their products are not ours
+    for count, recompute in [(1, False), (3, False), (1, True)]:
+        torch.set_num_threads(count)
+        each = copy.deepcopy(model)
+        each.recompute = recompute
+        results.append(run(each, x, shells))
+    torch.set_num_threads(threads)
+    for result in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(result, results[0]))
+
+
+def test_opcheck():
+    shells = k_hop(CSR.from_edge_index(GRAPHS["many rings"][:, :40]), 1)
+    back, (n, f) = shells[0].transpose(), (40, 4)
+    x, weight = (torch.randn(*s, dtype=torch.float64, requires_grad=True) for s in [(n, f), (1, f, f)])
+    gamma, beta = torch.rand(1, f, dtype=torch.float64), torch.rand(1, f, dtype=torch.float64)
+    scale = torch.rand(n, dtype=torch.float64)
+    arguments = (
+        x, [shells[0].rowptr], [shells[0].col], [scale], [0], [0], [0], 1, weight, gamma, beta, None, None, None, 1e-5,
+        True, True, [back.rowptr], [back.col],
+    )  # fmt: skip
+    checks = ("test_schema", "test_faketensor", "test_autograd_registration")
+    torch.library.opcheck(torch.ops.gossamer.drew_gcn.default, arguments, test_utils=checks)
+    with pytest.raises(RuntimeError, match="drew_gcn: state must be in"):
+        torch.ops.gossamer.drew_gcn(*arguments[:6], [1], *arguments[7:])
