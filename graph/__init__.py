@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 import gossamer  # noqa: F401  (loads the operators)
 from gossamer.graph.adaptive_fanout import AdaptiveFanout
 from gossamer.graph.aggregate import aggregate, gcn_aggregate
+from gossamer.graph.cold_start import densify
 from gossamer.graph.compressed import CompressedCSR
 from gossamer.graph.csr import CSR
 from gossamer.graph.datasets import Dataset, load_dataset
@@ -41,7 +42,7 @@ __all__ = [
     "GraphLayer", "GraphSequential", "GCNConv", "SAGEConv", "GCN2Conv", "ResidualBlock", "KeepInitial",
     "ForgetInitial", "NodeDropout", "ReLUDropout",
     "GCN", "GraphSAGE", "GCNII", "ResGCN",
-    "SampledSubgraph", "neighbor_sample", "ppr_neighbors", "AdaptiveFanout", "group_and_slice",
+    "SampledSubgraph", "neighbor_sample", "ppr_neighbors", "AdaptiveFanout", "group_and_slice", "densify",
     "k_hop", "k_hop_count", "k_hop_pairs",
     "KHop", "hop_shells", "load_shells", "save_shells",
     "DRew", "DRewGCNConv", "DRewGINConv", "DRewGatedGCNConv", "drew_width",
