@@ -17,7 +17,9 @@ from torch import Tensor
 from gossamer.graph import CSR
 from gossamer.graph.aggregate import Propagation, propagation
 
-__all__ = ["ChunkView", "ChunkedGraph"]
+__all__ = ["AGGREGATION", "ChunkView", "ChunkedGraph"]
+
+AGGREGATION = "_AggregateBackward"  # the gradient function that writes into the buffers of a chunk
 
 
 @dataclass

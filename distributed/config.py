@@ -29,6 +29,8 @@ class PipelineConfig:
             "detached" drops them only; "stale" keeps the last epoch's.
         recompute: run the layers of a chunk again in the backward pass instead of storing what is between
             aggregations.
+        split_backward: send the input gradients of all chunks first and compute the parameter gradients after them
+            (2BP): more memory, a smaller bubble, the same gradients.
         stage_bounds: first layer of every stage but the first; None balances the aggregations.
         seed: chunk order of every epoch.
         backend: "deepspeed", "torch" (torch's optimizer alone) or "auto": deepspeed where the job has been launched
@@ -40,6 +42,7 @@ class PipelineConfig:
     shuffle: bool = True
     cross_chunk_gradient: str = "rescaled"
     recompute: bool = False
+    split_backward: bool = False
     stage_bounds: tuple[int, ...] | None = None
     seed: int = 0
     backend: str = "auto"
@@ -48,7 +51,7 @@ class PipelineConfig:
         optional = self.num_chunks is None
         _require(optional or _is_int(self.num_chunks, 1), "num_chunks", "None or an int of at least 1", self.num_chunks)
         _require(_is_int(self.refresh_period, 1), "refresh_period", "an int of at least 1", self.refresh_period)
-        for name in ("shuffle", "recompute"):
+        for name in ("shuffle", "recompute", "split_backward"):
             value = getattr(self, name)
             _require(isinstance(value, bool), name, "true or false", value)
         _require(_is_int(self.seed, 0, MAX_SEED), "seed", "an int in [0, 2^32)", self.seed)

@@ -214,7 +214,7 @@ class PipelineEngine:
     @property
     def schedule(self) -> Schedule:
         """The schedule of one epoch."""
-        return gnnpipe(self.num_stages, self.num_chunks)
+        return gnnpipe(self.num_stages, self.num_chunks, split_backward=self.config.split_backward)
 
     def train_epoch(self) -> EpochReport:
         """Train on every chunk once and update the weights once."""

@@ -31,6 +31,12 @@ class StageWorker(Protocol):
     def backward(self, micro_batch: int, gradients: tuple[Tensor, ...] | None) -> tuple[Tensor, ...]:
         """Gradients of the inputs; ``gradients`` is None on the last stage."""
 
+    def backward_input(self, micro_batch: int, gradients: tuple[Tensor, ...] | None) -> tuple[Tensor, ...]:
+        """p1: as ``backward``, with the weight gradients left for ``backward_weight``."""
+
+    def backward_weight(self, micro_batches: Sequence[int]) -> None:
+        """p2: the weight gradients of micro-batches that are through p1."""
+
     def update(self) -> None:
         """Apply the collected weight gradients."""
 
@@ -61,6 +67,11 @@ def execute(actions: Sequence[Action], worker: StageWorker, channel: Channel) ->
         elif action.kind is Kind.BACKWARD:
             (m,) = action.micro_batches
             leaving[m] = worker.backward(m, arrived.pop(m, None))
+        elif action.kind is Kind.BACKWARD_INPUT:
+            (m,) = action.micro_batches
+            leaving[m] = worker.backward_input(m, arrived.pop(m, None))
+        elif action.kind is Kind.BACKWARD_WEIGHT:
+            worker.backward_weight(action.micro_batches)
         elif action.kind is Kind.SEND_ACTIVATION:
             channel.send(leaving.pop(action.micro_batches[0]), +1)
         elif action.kind is Kind.SEND_GRADIENT:
@@ -69,5 +80,3 @@ def execute(actions: Sequence[Action], worker: StageWorker, channel: Channel) ->
             channel.flush()
             with channel.naming_lost_worker():
                 worker.update()
-        else:
-            raise ValueError(f"execute: schedule must have fused backwards, got {action.kind.value}")

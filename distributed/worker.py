@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from gossamer.distributed.backend import Backend
-from gossamer.distributed.chunks import ChunkedGraph
+from gossamer.distributed.chunks import AGGREGATION, ChunkedGraph
+from gossamer.distributed.split import SplitBackward
 from gossamer.distributed.stages import State
 
 __all__ = ["NodeData", "Worker"]
@@ -59,6 +60,7 @@ class Worker:
         self._loss = loss
         self._num_train = int(data.masks["train"].sum())
         self._in_flight: dict[int, _Stored] = {}
+        self._deferred: dict[int, SplitBackward] = {}
         self.begin_epoch([])
 
     def begin_epoch(self, order: list[int]) -> None:
@@ -103,6 +105,28 @@ class Worker:
         if not self.incoming:
             return ()
         return tuple(torch.zeros_like(t) if t.grad is None else t.grad for t in _floating(stored.inputs))
+
+    def backward_input(self, micro_batch: int, gradients: State | None) -> State:
+        """p1 of one chunk: its input gradients alone; ``backward_weight`` must follow before ``update``."""
+        stored = self._in_flight.pop(micro_batch)
+        outputs = _floating(stored.outputs or self._recompute(micro_batch, stored))
+        inputs = _floating(stored.inputs) if self.incoming else ()
+        split = SplitBackward(outputs, inputs, once=(AGGREGATION,))
+        found = split.input_gradients(gradients)
+        self._deferred[micro_batch] = split
+        return tuple(torch.zeros_like(t) if g is None else g for t, g in zip(inputs, found))
+
+    def backward_weight(self, micro_batches: Sequence[int]) -> None:
+        """p2 of some chunks: their weight gradients, summed in the order given and collected at once."""
+        total: dict[Tensor, Tensor] = {}
+        for m in micro_batches:
+            for parameter, gradient in self._deferred.pop(m).weight_gradients().items():
+                if parameter in total:
+                    total[parameter].add_(gradient)
+                else:
+                    total[parameter] = gradient.clone()
+        if total:
+            self.backend.backward(_Seed.apply(tuple(total.values()), *total))
 
     def update(self) -> None:
         self.backend.step()
