@@ -1,4 +1,4 @@
-"""Package map and the two native extensions. Everything declarative stands in pyproject.toml."""
+"""Package map and the native extensions. Everything declarative stands in pyproject.toml."""
 
 import glob
 import os
@@ -7,9 +7,10 @@ import shutil
 import subprocess
 import sys
 
-from setuptools import setup
+from setuptools import Extension, setup
 
 try:
+    import torch
     import torch.utils.cpp_extension as cpp_extension
 except ImportError:
     sys.exit(
@@ -83,7 +84,19 @@ def cuda_extension(home: str):
     )  # fmt: skip
 
 
+def host_extension():
+    """Host objects, with pybind11 (its headers come with torch): of one Python version, unlike the operators."""
+    headers = os.path.join(os.path.dirname(torch.__file__), "include")
+    return Extension(
+        "gossamer._host", sorted(glob.glob("csrc/host/*_module.cpp")), language="c++", depends=HEADERS,
+        include_dirs=[os.path.abspath("csrc"), headers],
+        extra_compile_args={"cxx": [flag for flag in CXX_FLAGS if flag != OLDEST_TORCH]}, extra_link_args=LINK_FLAGS,
+    )  # fmt: skip
+
+
 extensions = [cpu_extension()]
+if sys.platform == "linux":
+    extensions.append(host_extension())
 if cuda_home := find_cuda():
     extensions.append(cuda_extension(cuda_home))
 print(f"gossamer: building {', '.join(e.name for e in extensions)}" + (f" with {cuda_home}" if cuda_home else ""))
@@ -91,9 +104,9 @@ print(f"gossamer: building {', '.join(e.name for e in extensions)}" + (f" with {
 setup(
     packages=list(PACKAGES),
     package_dir=PACKAGES,
-    package_data={"gossamer": ["py.typed", "_C.pyi"]},
+    package_data={"gossamer": ["py.typed", "_C.pyi", "_host.pyi"]},
     ext_modules=extensions,
     cmdclass={"build_ext": BuildOperators},
-    options={"bdist_wheel": {"py_limited_api": "cp310"}, "build": {"build_base": BUILD_FOLDER}},
+    options={"build": {"build_base": BUILD_FOLDER}},
     zip_safe=False,
 )

@@ -26,10 +26,13 @@ from gossamer.graph.layers import (
     ResidualBlock,
     SAGEConv,
 )
+from gossamer.graph.loader import LoaderProgress, SampleLoader
+from gossamer.graph.loader_source import SampledBatch
 from gossamer.graph.models import GCN, GCNII, GraphSAGE, ResGCN
 from gossamer.graph.partition import chunk_order, partition
 from gossamer.graph.positional import LaplacianPE, RandomWalkPE, laplacian_pe, random_walk_pe
 from gossamer.graph.ppr import ppr_neighbors
+from gossamer.graph.queue import SharedMemoryQueue
 from gossamer.graph.rewiring import balanced_forman_curvature, fosr, sdrf
 from gossamer.graph.rewiring_transforms import SDRF, FoSR, TwoHop
 from gossamer.graph.sampling import SampledSubgraph, neighbor_sample
@@ -43,6 +46,7 @@ __all__ = [
     "ForgetInitial", "NodeDropout", "ReLUDropout",
     "GCN", "GraphSAGE", "GCNII", "ResGCN",
     "SampledSubgraph", "neighbor_sample", "ppr_neighbors", "AdaptiveFanout", "group_and_slice", "densify",
+    "SharedMemoryQueue", "SampleLoader", "SampledBatch", "LoaderProgress",
     "k_hop", "k_hop_count", "k_hop_pairs",
     "KHop", "hop_shells", "load_shells", "save_shells",
     "DRew", "DRewGCNConv", "DRewGINConv", "DRewGatedGCNConv", "drew_width",

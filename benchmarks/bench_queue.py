@@ -1,0 +1,132 @@
+"""SharedMemoryQueue between processes: bytes and batches per second, and 1000 killed producers."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import random
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from gossamer.graph import SharedMemoryQueue
+
+import harness
+
+CAPABILITY = "Sampling"
+FORK = multiprocessing.get_context("fork")
+ROUNDS = 5
+
+
+def send(put: Callable[[Any], Any], batch: dict[str, torch.Tensor], count: int) -> None:
+    torch.set_num_threads(1)
+    for _ in range(count):
+        put(batch)
+
+
+def transfer(queue: Any, batch: dict[str, torch.Tensor], count: int, warmup: int) -> float:
+    """Seconds per batch from one process to another, wall clock; the first ``warmup`` batches are not counted."""
+    process = FORK.Process(target=send, args=(queue.put, batch, warmup + count), daemon=True)
+    process.start()
+    try:
+        for _ in range(warmup):
+            queue.get(timeout=60)
+        start = time.perf_counter()
+        for _ in range(count):
+            queue.get(timeout=60)
+        return (time.perf_counter() - start) / count
+    finally:
+        process.kill()
+        process.join()
+
+
+def against_torch(num_bytes: int, num_slots: int, count: int, peer_count: int) -> dict[str, list[float]]:
+    """Seconds per batch of ours and of torch.multiprocessing.Queue, taking turns."""
+    batch = {"x": torch.zeros(num_bytes // 4)}
+    times: dict[str, list[float]] = {"ours": [], "torch": []}
+    for _ in range(ROUNDS):
+        ours = SharedMemoryQueue(num_slots, num_bytes + 4096)
+        times["ours"].append(transfer(ours, batch, count, 2 * num_slots))
+        peer = torch.multiprocessing.get_context("fork").Queue(num_slots)
+        times["torch"].append(transfer(peer, batch, peer_count, 2))
+        del ours, peer
+    return {name: sorted(samples) for name, samples in times.items()}
+
+
+def rate(times: dict[str, list[float]], amount: float) -> harness.Figure:
+    """The median of ours; the detail has the range and torch's."""
+    middle = ROUNDS // 2
+    ours, peer = ([amount / t for t in times[name]] for name in ("ours", "torch"))
+    detail = f"{ours[-1]:.3g} .. {ours[0]:.3g}; torch.multiprocessing.Queue {peer[middle]:.3g}"
+    return harness.Figure(ours[middle], detail)
+
+
+@harness.goal(CAPABILITY, "queue between two processes, 33 MB batches", at_least=4, unit="GB/s")
+def queue_bandwidth() -> harness.Figure:
+    return rate(against_torch(33_000_000, 4, 100, 20), 33e6 / 1e9)
+
+
+@harness.goal(CAPABILITY, "queue between two processes, 4 KB batches", at_least=50, unit="k batches/s")
+def queue_messages() -> harness.Figure:
+    return rate(against_torch(4096, 64, 50_000, 2000), 1e-3)
+
+
+def write_patterns(queue: SharedMemoryQueue, number: int) -> None:
+    torch.set_num_threads(1)
+    x = torch.empty(1 << 15, dtype=torch.int64)
+    while True:
+        number += 1
+        queue.put({"x": x.fill_(number), "number": torch.tensor(number)})
+
+
+def survive(queue: SharedMemoryQueue, num_kills: int) -> tuple[float, int]:
+    """Kill producers beside one that lives: the longest wait for a batch, and the number of torn batches."""
+    generator, longest, num_torn = random.Random(0), 0.0, 0
+    for _ in range(num_kills):
+        victim = FORK.Process(target=write_patterns, args=(queue, 1 << 32), daemon=True)
+        victim.start()
+        stop = time.monotonic() + generator.uniform(0, 0.02)
+        while victim.is_alive():
+            if time.monotonic() > stop:
+                victim.kill()
+            start = time.monotonic()
+            batch = queue.get(timeout=10)
+            longest = max(longest, time.monotonic() - start)
+            num_torn += not bool((batch["x"] == batch["number"]).all())
+            del batch
+        victim.join()
+    return longest, num_torn
+
+
+def mapped_queues() -> int:
+    """Segments of queues that this process still maps."""
+    with open(f"/proc/{os.getpid()}/maps") as maps:
+        return sum("gossamer-queue" in line for line in maps)
+
+
+@harness.goal(CAPABILITY, "queue, 1000 producers killed: torn batches, lost slots, segments left", at_most=0, unit="")
+def queue_kills() -> harness.Figure:
+    before = mapped_queues()
+    queue = SharedMemoryQueue(3, 1 << 19)
+    steady = FORK.Process(target=write_patterns, args=(queue, 0), daemon=True)
+    steady.start()
+    try:
+        longest, num_torn = survive(queue, 1000)
+    finally:
+        steady.kill()
+        steady.join()
+    queue.recover()
+    while queue.counts()["ready"]:
+        queue.get(timeout=0)
+    counts = queue.counts()
+    del queue
+    num_left = mapped_queues() - before
+    bad = num_torn + 3 - counts["free"] + num_left + (longest > 1)
+    detail = f"longest wait {longest * 1e3:.0f} ms (at most 1 s), {counts['recovered']} slots recovered"
+    return harness.Figure(bad, detail)
+
+
+if __name__ == "__main__":
+    harness.main()
