@@ -1,4 +1,8 @@
-"""CompressedCSR: bytes per edge, and sampling speed against the uncompressed graph; memory of the converter."""
+"""CompressedCSR: bytes per edge, and sampling speed against the uncompressed graph; memory of the converter.
+
+Sampling a compressed graph runs at about 0.36 of the speed of an uncompressed one. Rows were decoded whole up to 96
+columns (0.357) and up to 24 with single columns selected in longer ones (0.360): where the border lies matters little.
+"""
 
 from __future__ import annotations
 

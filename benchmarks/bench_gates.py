@@ -3,10 +3,10 @@
 The router of DeepSeek-V4 in transformers multiplies by all E rows of its weight and then reads k of the results.
 ``hash_gate`` reads k rows per token: E 256, k 6, d 4096.
 
-What limits the ratios: here the dense product of transformers reaches the peak of the processor (2.7 ms at T 512), so
-ten times faster is the time to read x and the weight from memory once. In turns with it, ours finds the caches emptied
-and takes 0.7 ms; alone 0.36 ms. Tried: rows of the weight as a whole (0.39 ms), in blocks of columns that stay in L2
-cache (0.36 ms, kept). T 1 is the cost of the call: 12 us, of which the products are 3.
+What limits the ratios: here the dense product of transformers is fast (2.7 ms at T 512, close to the peak of the
+processor by its FLOPs), so ten times faster is about the time to read x and the weight from memory once. In turns with
+it, ours finds the caches emptied and takes 0.7 ms; alone 0.36 ms. Tried: rows of the weight as a whole (0.39 ms), in
+blocks of columns that stay in the L2 cache (0.36 ms, kept). T 1 takes 12 us, most of it the cost of a call.
 """
 
 from __future__ import annotations

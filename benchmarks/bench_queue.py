@@ -5,8 +5,10 @@ from __future__ import annotations
 import multiprocessing
 import os
 import random
+import signal
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -24,11 +26,12 @@ def send(put: Callable[[Any], Any], batch: dict[str, torch.Tensor], count: int) 
     torch.set_num_threads(1)
     for _ in range(count):
         put(batch)
+    signal.pause()  # torch's queue hands out files that this process must serve: the other side ends it
 
 
-def transfer(queue: Any, batch: dict[str, torch.Tensor], count: int, warmup: int) -> float:
+def transfer(queue: Any, put: Callable[[Any], Any], batch: dict[str, torch.Tensor], count: int, warmup: int) -> float:
     """Seconds per batch from one process to another, wall clock; the first ``warmup`` batches are not counted."""
-    process = FORK.Process(target=send, args=(queue.put, batch, warmup + count), daemon=True)
+    process = FORK.Process(target=send, args=(put, batch, warmup + count), daemon=True)
     process.start()
     try:
         for _ in range(warmup):
@@ -42,15 +45,24 @@ def transfer(queue: Any, batch: dict[str, torch.Tensor], count: int, warmup: int
         process.join()
 
 
+def _put_new(queue: Any, batch: dict[str, torch.Tensor]) -> None:
+    queue.put({name: tensor.clone() for name, tensor in batch.items()})
+
+
 def against_torch(num_bytes: int, num_slots: int, count: int, peer_count: int) -> dict[str, list[float]]:
-    """Seconds per batch of ours and of torch.multiprocessing.Queue, taking turns."""
+    """Seconds per batch of ours and of torch.multiprocessing.Queue, taking turns.
+
+    torch's queue moves a tensor into shared memory once and then only passes its handle on: it gets a new one for every
+    batch, as a sampler makes it.
+    """
     batch = {"x": torch.zeros(num_bytes // 4)}
     times: dict[str, list[float]] = {"ours": [], "torch": []}
     for _ in range(ROUNDS):
         ours = SharedMemoryQueue(num_slots, num_bytes + 4096)
-        times["ours"].append(transfer(ours, batch, count, 2 * num_slots))
+        times["ours"].append(transfer(ours, ours.put, batch, count, 2 * num_slots))
         peer = torch.multiprocessing.get_context("fork").Queue(num_slots)
-        times["torch"].append(transfer(peer, batch, peer_count, 2))
+        put_new = partial(_put_new, peer)
+        times["torch"].append(transfer(peer, put_new, batch, peer_count, 2))
         del ours, peer
     return {name: sorted(samples) for name, samples in times.items()}
 

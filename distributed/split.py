@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -51,7 +51,8 @@ class SplitBackward:
         self._early = [p for p in num_users if p in tied]
         self._waiting = {node: [p for p in owned if p not in tied] for node, owned in graph.parameters.items()}
         self._edges = {node: graph.edges[node] for node, parameters in self._waiting.items() if parameters}
-        self._forced = [GradientEdge(*edge) for node in effects for edge in node.next_functions if edge[0] is not None]
+        reached = [edge for node in effects for edge in node.next_functions]
+        self._forced = [GradientEdge(node, output) for node, output in reached if node is not None]
         self._borders: list[_Border] = []
         self._gradients: dict[Tensor, Tensor] = {}
 
@@ -67,7 +68,7 @@ class SplitBackward:
             gradients: of the outputs; None for one scalar output.
         """
         edges = [edge for edges in self._edges.values() for edge in edges]
-        targets = [*self._inputs, *self._early, *edges, *self._forced]
+        targets: list[Any] = [*self._inputs, *self._early, *edges, *self._forced]
         if not targets:
             return []
         found = torch.autograd.grad(self._outputs, targets, gradients, retain_graph=True, allow_unused=True)
@@ -78,17 +79,18 @@ class SplitBackward:
         for node, edges in self._edges.items():
             pairs = [(edge, gradient) for edge in edges if (gradient := next(arrived)) is not None]
             if pairs:
-                self._borders.append(_Border(*map(list, zip(*pairs)), self._waiting[node]))
-        self._outputs = self._inputs = self._forced = []
+                reached, arriving = [edge for edge, _ in pairs], [gradient for _, gradient in pairs]
+                self._borders.append(_Border(reached, arriving, self._waiting[node]))
+        self._outputs, self._inputs, self._forced = [], [], []
         return list(found[:num_inputs])
 
     def weight_gradients(self) -> dict[Tensor, Tensor]:
         """p2: the gradient of every parameter; what was kept for it is given free."""
         found, self._gradients = self._gradients, {}
         while self._borders:
-            edges, arrived, parameters = self._borders.pop()
+            reached, arrived, parameters = self._borders.pop()
             for parameter, gradient in zip(
-                parameters, torch.autograd.grad(edges, parameters, arrived, allow_unused=True)
+                parameters, torch.autograd.grad(reached, parameters, arrived, allow_unused=True)
             ):
                 if gradient is not None:
                     found[parameter] = gradient

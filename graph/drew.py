@@ -220,8 +220,9 @@ class DRew(nn.Module):
     def forward(self, x: Tensor, shells: Sequence[CSR]) -> Tensor:
         """Node features [N, in_channels] and the shells of ``k_hop(graph, model.num_hops)`` -> [N, out_channels]."""
         states = [self.encoder(x)]
-        if isinstance(self.convs[0], DRewGCNConv) and fusable(self.convs, states[0]):
-            return self.head(drew_gcn(self.convs, states[0], shells, recompute=self.recompute))
+        convs = list(self.convs)
+        if isinstance(convs[0], DRewGCNConv) and fusable(convs, states[0]):
+            return self.head(drew_gcn(convs, states[0], shells, recompute=self.recompute))
         for conv in self.convs:
             states.append(conv(shells, states))
         return self.head(states[-1])

@@ -88,7 +88,7 @@ def _hop_weights(convs: Sequence[Any], layer: list[int], shell: list[int]) -> Te
 
 
 @torch.no_grad()
-def _update_running(norms: list[nn.BatchNorm1d], mean: Tensor, var: Tensor, num_nodes: int) -> None:
+def _update_running(norms: list[Any], mean: Tensor, var: Tensor, num_nodes: int) -> None:
     # .data, as in batch_norm itself: an update is no change that a backward pass of the same norm would have to refuse
     unbiased = var * (num_nodes / (num_nodes - 1))
     for norm, m, v in zip(norms, mean, unbiased):

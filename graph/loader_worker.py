@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import traceback
 from multiprocessing.connection import Connection
+from typing import Any
 
 import torch
 
@@ -33,7 +34,7 @@ class Worker:
         context: str,
     ) -> None:
         self.source, self.number, self.num_workers, self.threads = source, number, num_workers, threads
-        self._context = torch.multiprocessing.get_context(context)
+        self._context: Any = torch.multiprocessing.get_context(context)
         self._queue = SharedMemoryQueue(num_slots, slot_bytes)
         self.num_restarts = 0
         self._failures = 0  # restarts since the last batch
@@ -113,11 +114,11 @@ def work(
     plan, index = None, 0
     try:
         while not queue.orphaned:
-            idle = plan is None or index >= plan.stop
-            if orders.poll(_LOOK if idle else 0):
+            plan_is_done = plan is None or index >= plan.stop
+            if orders.poll(_LOOK if plan_is_done else 0):
                 plan = orders.recv()
                 index = plan.start + (number - plan.start) % num_workers
-            elif not idle:
+            elif plan is not None and not plan_is_done:
                 _produce(queue, source, plan, index)
                 index += num_workers
     except EOFError:  # the loader was closed, or its process has ended
