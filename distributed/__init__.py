@@ -1,7 +1,7 @@
 """Deep graph networks pipelined over workers, experts spread over them, with DeepSpeed as the distributed engine."""
 
 from gossamer.distributed import schedule
-from gossamer.distributed.backend import init_distributed
+from gossamer.distributed.backend import init_distributed, leave_distributed
 from gossamer.distributed.channel import WorkerLost
 from gossamer.distributed.checkpoint import find_latest
 from gossamer.distributed.config import PipelineConfig, load_config
@@ -15,6 +15,7 @@ from gossamer.distributed.stages import layers_of, plan_stages
 __all__ = [
     "initialize",
     "init_distributed",
+    "leave_distributed",
     "launch",
     "is_worker",
     "PipelineEngine",

@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-__all__ = ["Backend", "DeepSpeedBackend", "TorchBackend", "init_distributed", "make_backend"]
+__all__ = ["Backend", "DeepSpeedBackend", "TorchBackend", "init_distributed", "leave_distributed", "make_backend"]
 
 
 class Backend(Protocol):
@@ -174,6 +174,17 @@ def init_distributed(device: str = "auto", *, timeout: float = 1800.0) -> torch.
     if "RANK" in os.environ and not dist.is_initialized():
         _init_with_deepspeed(where, timedelta(seconds=timeout))
     return where
+
+
+def leave_distributed() -> None:
+    """Leave the job that ``init_distributed`` joined, once all workers are done; without one, do nothing.
+
+    A worker that ends without it leaves the threads of its process group to the end of the process, which then aborts
+    now and then.
+    """
+    if dist.is_initialized():
+        dist.barrier()
+        dist.destroy_process_group()
 
 
 def _init_with_deepspeed(device: torch.device, timeout: timedelta) -> None:

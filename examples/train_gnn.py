@@ -216,6 +216,7 @@ def train(arguments: argparse.Namespace) -> int:
             engine.save_checkpoint(checkpoints)
     if monitor:
         monitor.finish("interrupted, --resume goes on" if stopped else "finished")
+    distributed.leave_distributed()
     return 0
 
 

@@ -203,6 +203,7 @@ print((now("VmHWM") - before) / 1024)
 
 
 @pytest.mark.skipif(not os.access("/proc/self/clear_refs", os.W_OK), reason="needs Linux, to measure memory")
+@pytest.mark.skipif("libasan" in os.environ.get("LD_PRELOAD", ""), reason="the sanitizer keeps freed memory")
 def test_memory_stays_below_the_cap(tmp_path):
     """48 MB of edges within 16 MiB, and a few for the interpreter."""
     index = np.random.default_rng(0).integers(0, 20_000, (2, 3_000_000))
