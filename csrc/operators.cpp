@@ -71,7 +71,11 @@ STABLE_TORCH_LIBRARY(gossamer, m) {
       "neighbor_sample_compressed(Tensor codes, Tensor offsets, Tensor positions, Tensor bases, Tensor seeds, "
       "float[] fanouts, int seed, bool replace, Tensor(a!) table) -> Tensor[]");
   m.def(
-      "ppr_neighbors(Tensor rowptr, Tensor col, Tensor seeds, int top_k, float alpha, float eps) -> (Tensor, Tensor)");
+      "ppr_neighbors(Tensor rowptr, Tensor col, Tensor seeds, int top_k, float alpha, float eps, int[] num_nodes) -> "
+      "(Tensor, Tensor)");
+  m.def(
+      "walk_neighbors(Tensor rowptr, Tensor col, Tensor seeds, int top_k, int num_walks, int num_steps, float alpha, "
+      "int seed, int[] num_nodes) -> (Tensor, Tensor)");
 
   // rewiring: pairs of nodes by their distance
   m.def("diagonal_blocks(Tensor rowptr, Tensor col) -> Tensor");

@@ -12,6 +12,7 @@ from gossamer.graph.datasets import Dataset, load_dataset
 from gossamer.graph.drew import DRew, DRewGatedGCNConv, DRewGCNConv, DRewGINConv, drew_width
 from gossamer.graph.dropout import node_dropout, relu_dropout
 from gossamer.graph.grouping import group_and_slice
+from gossamer.graph.hetero import HeteroCSR, hetero_ppr_neighbors, hetero_walk_neighbors
 from gossamer.graph.k_hop import k_hop, k_hop_count, k_hop_pairs
 from gossamer.graph.k_hop_transform import KHop, hop_shells
 from gossamer.graph.layers import (
@@ -31,7 +32,7 @@ from gossamer.graph.loader_source import SampledBatch
 from gossamer.graph.models import GCN, GCNII, GraphSAGE, ResGCN
 from gossamer.graph.partition import chunk_order, partition
 from gossamer.graph.positional import LaplacianPE, RandomWalkPE, laplacian_pe, random_walk_pe
-from gossamer.graph.ppr import ppr_neighbors
+from gossamer.graph.ppr import ppr_neighbors, walk_neighbors
 from gossamer.graph.queue import SharedMemoryQueue
 from gossamer.graph.rewiring import balanced_forman_curvature, fosr, sdrf
 from gossamer.graph.rewiring_transforms import SDRF, FoSR, TwoHop
@@ -45,7 +46,8 @@ __all__ = [
     "GraphLayer", "GraphSequential", "GCNConv", "SAGEConv", "GCN2Conv", "ResidualBlock", "KeepInitial",
     "ForgetInitial", "NodeDropout", "ReLUDropout",
     "GCN", "GraphSAGE", "GCNII", "ResGCN",
-    "SampledSubgraph", "neighbor_sample", "ppr_neighbors", "AdaptiveFanout", "group_and_slice", "densify",
+    "SampledSubgraph", "neighbor_sample", "ppr_neighbors", "walk_neighbors", "AdaptiveFanout", "group_and_slice",
+    "densify", "HeteroCSR", "hetero_ppr_neighbors", "hetero_walk_neighbors",
     "SharedMemoryQueue", "SampleLoader", "SampledBatch", "LoaderProgress",
     "k_hop", "k_hop_count", "k_hop_pairs",
     "KHop", "hop_shells", "load_shells", "save_shells",

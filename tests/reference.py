@@ -177,6 +177,37 @@ def ppr(graph, seeds: Tensor, alpha: float) -> Tensor:
     return score
 
 
+def cut_off_ppr(graph, seeds: Tensor, alpha: float, num_steps: int) -> Tensor:
+    """[num_seeds, num_nodes]: the terms of ``ppr`` up to step num_steps."""
+    score = torch.zeros(len(seeds), graph.num_nodes, dtype=torch.float64)
+    for i, first in enumerate(seeds.tolist()):
+        walks = {first: 1.0}
+        for _ in range(num_steps + 1):
+            moved: dict[int, float] = {}
+            for node, share in walks.items():
+                sources = graph.col[graph.rowptr[node] : graph.rowptr[node + 1]].tolist()
+                score[i, node] += share * (alpha if sources else 1)
+                for source in sources:
+                    moved[source] = moved.get(source, 0.0) + share * (1 - alpha) / len(sources)
+            walks = moved
+    return score
+
+
+def walk_scores(graph, first: int, num_walks: int, num_steps: int, alpha: float, seed: int) -> Tensor:
+    """[num_nodes]: the share of the walks, each kept up by the numbers of the operator, that stops at each node."""
+    score = torch.zeros(graph.num_nodes, dtype=torch.float64)
+    for walk in range(num_walks):
+        node, moving = first, 1 / num_walks
+        for step in range(num_steps + 1):
+            sources = graph.col[graph.rowptr[node] : graph.rowptr[node + 1]].tolist()
+            score[node] += moving * (alpha if sources else 1)
+            if not sources:
+                break
+            moving *= 1 - alpha
+            node = sources[random_draw(seed, 0, first, walk * num_steps + step) * len(sources) >> 64]
+    return score
+
+
 def curvature(adjacency: Tensor, i: int, j: int) -> float:
     """Balanced Forman curvature of the edge i - j of a simple undirected graph (Topping et al. 2022, definition 1)."""
     near = [set(row.nonzero().flatten().tolist()) for row in adjacency]
