@@ -8,6 +8,7 @@ from gossamer.distributed.config import PipelineConfig, load_config
 from gossamer.distributed.counters import Counters
 from gossamer.distributed.engine import EpochReport, Evaluation, PipelineEngine, initialize
 from gossamer.distributed.expert_parallel import ExpertExchange, ExpertParallelMoE
+from gossamer.distributed.gradient_aggregation import LocalGradientAggregation
 from gossamer.distributed.launcher import is_worker, launch
 from gossamer.distributed.schedule import gnnpipe, gpipe, naive, one_f_one_b, simulate
 from gossamer.distributed.stages import layers_of, plan_stages
@@ -28,6 +29,7 @@ __all__ = [
     "Counters",
     "ExpertExchange",
     "ExpertParallelMoE",
+    "LocalGradientAggregation",
     "WorkerLost",
     "find_latest",
     "schedule",

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from gossamer.graph.compressed import CompressedCSR
-from gossamer.graph.csr import CSR
+from gossamer.graph.csr import CSR, _col_dtype, _count_rows
 from gossamer.graph.sampling_index import SamplingIndex, _signed, prepare_relation
 
 __all__ = ["SampledSubgraph", "check_fanout", "check_seeds", "neighbor_sample"]
@@ -39,6 +39,14 @@ class SampledSubgraph:
     batch: Tensor | None
     num_sampled_nodes: list[int]
     num_sampled_edges: list[int]
+
+    def to_csr(self, num_hops: int | None = None) -> CSR:
+        """The first num_hops hops (None: all) as a graph of the local ids, whose edges are the first of this one."""
+        hops = len(self.num_sampled_edges) if num_hops is None else num_hops
+        num_nodes = sum(self.num_sampled_nodes[: hops + 1])
+        num_edges = sum(self.num_sampled_edges[:hops])
+        rowptr = _count_rows(self.col[:num_edges], num_nodes)
+        return CSR._trusted(rowptr, self.row[:num_edges].to(_col_dtype(num_nodes)), num_nodes)
 
 
 def neighbor_sample(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -297,3 +299,45 @@ def elias_fano_row(columns: list[int], num_nodes: int) -> bytes:
     bits = sum(1 << ((column >> low) + i) for i, column in enumerate(columns))
     bits += sum((column & ((1 << low) - 1)) << (length + i * low) for i, column in enumerate(columns))
     return bits.to_bytes((length + len(columns) * low + 7) // 8, "little")
+
+
+def temporal_encoder(encoder, prefix: Tensor, events: Tensor, num_events: Tensor, age: Tensor | None) -> Tensor:
+    """TemporalEncoder with its own weights: token by token, softmax over the prefix and the earlier tokens."""
+    rows = []
+    for b in range(len(prefix)):
+        tokens = list(prefix[b])
+        for j in range(events.shape[1]):
+            token = encoder.event(events[b, j]) + encoder.position[max(int(num_events[b]) - 1 - j, 0)]
+            if age is not None:
+                angles = [math.log(1 + float(age[b, j])) * 2 ** (-2 + 5 * f / 3) for f in range(4)]
+                sines = [math.sin(angle) for angle in angles] + [math.cos(angle) for angle in angles]
+                token = token + encoder.age.weight @ torch.tensor(sines, dtype=torch.float64)
+            tokens.append(token)
+        for block in encoder.blocks:
+            tokens = _temporal_block(block, tokens, prefix.shape[1])
+        rows.append(torch.stack([encoder.norm(token) for token in tokens]))
+    return torch.stack(rows)
+
+
+def _temporal_block(block, tokens: list[Tensor], num_prefix: int) -> list[Tensor]:
+    width = len(tokens[0]) // block.num_heads
+    qkv = [block.qkv(block.norm_attention(token)).view(3, block.num_heads, width) for token in tokens]
+    out = []
+    for i, token in enumerate(tokens):
+        seen = [j for j in range(len(tokens)) if j < num_prefix or j <= i]
+        heads = []
+        for h in range(block.num_heads):
+            scores = torch.stack([qkv[i][0, h] @ qkv[j][1, h] / width**0.5 for j in seen]).softmax(0)
+            heads.append(sum(score * qkv[j][2, h] for score, j in zip(scores, seen)))
+        token = token + block.out(torch.cat(heads))
+        out.append(token + block.mlp(block.norm_mlp(token)))
+    return out
+
+
+def long_term_loss(predicted: Tensor, future: Tensor, valid: Tensor) -> Tensor:
+    """Mean over the valid future events of the log softmax of their score among those of the same place."""
+    losses = []
+    for b, n in valid.nonzero().tolist():
+        scores = [predicted[b] @ future[c, n] for c in range(len(predicted)) if valid[c, n]]
+        losses.append(torch.logsumexp(torch.stack(scores), 0) - predicted[b] @ future[b, n])
+    return torch.stack(losses).mean() if losses else predicted.new_zeros(())
