@@ -63,6 +63,10 @@ STABLE_TORCH_LIBRARY(gossamer, m) {
       "Tensor[] time, int[] source_type, int[] target_type, int[] num_nodes, Tensor[] seeds, Tensor[] seed_time, "
       "float[] fanouts, int seed, bool replace, str temporal, int? window, bool disjoint, Tensor(a!) table, "
       "Tensor[] edge_ids) -> Tensor[]");
+  m.def("sample_bounds(Tensor rowptr, Tensor targets, float fanout, bool replace) -> Tensor");
+  m.def(
+      "sample_rows(Tensor rowptr, Tensor col, Tensor? weight, Tensor? alias, Tensor? edge_ids, Tensor targets, "
+      "Tensor offsets, int num_edges, float fanout, int seed, int stream, bool replace) -> (Tensor, Tensor)");
   m.def("compress_rows(Tensor rowptr, Tensor col) -> (Tensor, Tensor, Tensor, Tensor)");
   m.def(
       "decompress_rows(Tensor codes, Tensor offsets, Tensor positions, Tensor bases, int num_edges) -> "
