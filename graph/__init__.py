@@ -12,6 +12,7 @@ from gossamer.graph.datasets import Dataset, load_dataset
 from gossamer.graph.drew import DRew, DRewGatedGCNConv, DRewGCNConv, DRewGINConv, drew_width
 from gossamer.graph.dropout import node_dropout, relu_dropout
 from gossamer.graph.event_sequence import EventSequences, event_sequences
+from gossamer.graph.forward_gnn import ForwardLayer, forward_gnn, predict_locally, train_greedily, train_together
 from gossamer.graph.grouping import group_and_slice
 from gossamer.graph.hetero import HeteroCSR, hetero_ppr_neighbors, hetero_walk_neighbors
 from gossamer.graph.id_embedding import IDEmbedding, RowwiseAdagrad
@@ -31,6 +32,7 @@ from gossamer.graph.layers import (
 )
 from gossamer.graph.loader import LoaderProgress, SampleLoader
 from gossamer.graph.loader_source import SampledBatch
+from gossamer.graph.local_objectives import ForwardForward, LocalObjective, SingleForward
 from gossamer.graph.models import GCN, GCNII, GraphSAGE, ResGCN
 from gossamer.graph.partition import chunk_order, partition
 from gossamer.graph.positional import LaplacianPE, RandomWalkPE, laplacian_pe, random_walk_pe
@@ -50,6 +52,8 @@ __all__ = [
     "GraphLayer", "GraphSequential", "GCNConv", "SAGEConv", "GCN2Conv", "ResidualBlock", "KeepInitial",
     "ForgetInitial", "NodeDropout", "ReLUDropout",
     "GCN", "GraphSAGE", "GCNII", "ResGCN",
+    "ForwardLayer", "forward_gnn", "LocalObjective", "SingleForward", "ForwardForward",
+    "train_greedily", "train_together", "predict_locally",
     "SampledSubgraph", "neighbor_sample", "ppr_neighbors", "walk_neighbors", "AdaptiveFanout", "group_and_slice",
     "densify", "HeteroCSR", "hetero_ppr_neighbors", "hetero_walk_neighbors",
     "SampledSAGE", "TemporalSAGE", "TemporalEncoder", "prefix_causal_mask", "long_term_loss", "EventSequences",
