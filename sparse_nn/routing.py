@@ -94,15 +94,16 @@ class HashRouter(Router):
 
     def forward(self, x: Tensor, token_ids: Tensor | None = None) -> Routing:
         ids = checked_token_ids(type(self).__name__, token_ids, x)
-        return self._routing(self.table[ids], x)
+        return self.routing_of(self.table[ids])
 
     def hash_plan(self, token_ids: Tensor) -> RoutePlan:
         """The plan of a batch, to hand to every layer that hashes with this table."""
         return hash_plan(self.table, token_ids, self.num_experts)
 
-    def _routing(self, expert_ids: Tensor, x: Tensor) -> Routing:
-        gates = torch.ones(expert_ids.shape, device=x.device)
-        return Routing(expert_ids.int(), gates, x.new_zeros((), dtype=torch.float32), {"load": self._load(expert_ids)})
+    def routing_of(self, expert_ids: Tensor) -> Routing:
+        """What this router says of tokens that go to expert_ids [num_tokens, k]."""
+        gates = torch.ones(expert_ids.shape, device=expert_ids.device)
+        return Routing(expert_ids.int(), gates, gates.new_zeros(()), {"load": self._load(expert_ids)})
 
 
 class RandomRouter(Router):
