@@ -1,15 +1,55 @@
-"""CSR: making, validation, structure and copies, against dense matrices."""
+"""CSR: structure, validation, conversions and edits, against dense matrices and scipy."""
 
 import copy
 import pickle
+import sys
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
+import scipy.sparse
 import torch
-from csr_problem import dense, edge_list, full_graph, graphs, random_edges
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gossamer.graph import CSR
+
+
+def random_edges(num_nodes, num_edges, seed=0):
+    return torch.randint(num_nodes, (2, num_edges), generator=torch.Generator().manual_seed(seed))
+
+
+def full_graph(num_nodes=6, num_edges=20):
+    """A graph with duplicates, self loops, isolated nodes and every kind of edge value."""
+    edges = random_edges(num_nodes - 1, num_edges)
+    return CSR.from_edge_index(edges, num_nodes, weight=edges.prod(0) / 7, time=edges.sum(0) * 10)
+
+
+def dense(graph):
+    """[target, source] sums of the weights."""
+    matrix = torch.zeros(graph.num_nodes, graph.num_nodes, dtype=torch.float64)
+    values = torch.ones(graph.num_edges) if graph.weight is None else graph.weight
+    return matrix.index_put_((graph._rows, graph.col.long()), values.double(), accumulate=True)
+
+
+def edge_list(graph):
+    """Every edge with all that it carries, sorted."""
+    source, target = graph.to_edge_index()
+    columns = [source, target, *(v for v in (graph.weight, graph.time, graph.edge_ids) if v is not None)]
+    return sorted(zip(*(c.tolist() for c in columns)))
+
+
+@st.composite
+def graphs(draw):
+    num_nodes = draw(st.integers(0, 12))
+    node = st.integers(0, max(num_nodes - 1, 0))
+    edges = draw(st.lists(st.tuples(node, node), max_size=40 if num_nodes else 0))
+    index = torch.tensor(edges, dtype=torch.int64).reshape(-1, 2).T
+    generator = torch.Generator().manual_seed(len(edges))
+    weight = torch.rand(len(edges), generator=generator) if draw(st.booleans()) else None
+    time = torch.randint(9, (len(edges),), generator=generator) if draw(st.booleans()) else None
+    return CSR.from_edge_index(index, num_nodes, weight=weight, time=time)
+
 
 # Making
 
@@ -158,6 +198,194 @@ def test_permute_renumbers_the_nodes(graph, random):
 def test_permute_rejects(order, error, message):
     with pytest.raises(error, match=f"CSR.permute: .*{message}"):
         full_graph().permute(order)
+
+
+# Edits
+
+
+@given(graphs())
+@settings(deadline=None, max_examples=60)
+def test_coalesce_matches_scipy(graph):
+    ours = graph.coalesce()
+    theirs = graph.to_scipy()
+    theirs.sum_duplicates()
+    assert ours.rowptr.tolist() == theirs.indptr.tolist()
+    assert ours.col.tolist() == theirs.indices.tolist()
+    if graph.weight is not None:
+        np.testing.assert_allclose(ours.weight.numpy(), theirs.data, rtol=1e-6)
+    assert ours.coalesce().equal(ours)
+
+
+@pytest.mark.parametrize(("reduce", "expected"), [("sum", 9.0), ("mean", 3.0), ("max", 5.0), ("min", 1.0)])
+def test_coalesce_merges_weights_and_keeps_the_earliest_time(reduce, expected):
+    edges = torch.tensor([[1, 1, 1], [0, 0, 0]])
+    graph = CSR.from_edge_index(edges, weight=torch.tensor([5.0, 1, 3]), time=torch.tensor([7, 4, 6]))
+    merged = graph.coalesce(reduce=reduce)
+    assert edge_list(merged) == [(1, 0, expected, 4)]
+
+
+@given(graphs())
+@settings(deadline=None, max_examples=60)
+def test_symmetric_graphs_equal_their_transpose(graph):
+    both = graph.to_symmetric()
+    assert torch.equal(dense(both), dense(both).T)
+    assert torch.equal(dense(both) > 0, (dense(graph) + dense(graph).T) > 0)
+    assert both.to_symmetric().equal(both)
+
+
+def test_symmetric_sum_does_not_double_self_loops():
+    graph = CSR.from_edge_index(torch.tensor([[0, 0, 1], [0, 1, 0]]), weight=torch.tensor([1.0, 2, 3]))
+    assert dense(graph.to_symmetric(reduce="sum")).tolist() == [[1, 5], [5, 0]]
+
+
+@pytest.mark.parametrize("method", ["coalesce", "to_symmetric"])
+def test_unknown_reduction(method):
+    with pytest.raises(ValueError, match=f"CSR.{method}: reduce must be sum, mean, max or min, got 'median'"):
+        getattr(full_graph(), method)(reduce="median")
+
+
+@given(graphs())
+@settings(deadline=None, max_examples=60)
+def test_self_loops_are_added_where_missing(graph):
+    looped = graph.add_self_loops(weight=0.5)
+    present = {s for s, t, *_ in edge_list(graph) if s == t}
+    new = [edge for edge in edge_list(looped) if edge[-1] == -1]
+    assert sorted(edge[0] for edge in new) == sorted(set(range(graph.num_nodes)) - present)
+    assert [edge for edge in edge_list(looped) if edge[-1] != -1] == edge_list(graph)
+    assert all(edge[2] == 0.5 for edge in new if graph.weight is not None)
+    assert looped.add_self_loops().equal(looped)
+
+
+def test_self_loops_take_finite_weights():
+    with pytest.raises(ValueError, match=r"CSR.add_self_loops: weight must be finite, got nan"):
+        full_graph().add_self_loops(weight=float("nan"))
+
+
+def test_edits_pass_gradients_to_the_weights():
+    weight = torch.rand(20, dtype=torch.float64, requires_grad=True)
+    graph = CSR.from_edge_index(random_edges(5, 20), 6, weight=weight)
+    edited = graph.add_self_loops().coalesce().transpose().permute(torch.arange(6).flip(0))
+    edited.weight.square().sum().backward()
+    assert (weight.grad > 0).all()
+
+
+# Conversions
+
+
+@given(graphs())
+@settings(deadline=None, max_examples=60)
+def test_scipy_rows_are_targets(graph):
+    matrix = graph.to_scipy()
+    np.testing.assert_allclose(matrix.toarray(), dense(graph).numpy(), rtol=1e-6)
+    again = CSR.from_scipy(matrix)
+    assert torch.equal(again.rowptr, graph.rowptr)
+    assert torch.equal(again.col, graph.col)
+    assert graph.weight is None or torch.equal(again.weight, graph.weight)
+
+
+@pytest.mark.parametrize("layout", ["coo", "csc", "csr", "lil"])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.int64, np.bool_])
+def test_from_any_scipy_matrix(layout, dtype):
+    matrix = scipy.sparse.random(7, 7, 0.4, random_state=0, format=layout).astype(dtype)
+    graph = CSR.from_scipy(matrix)
+    assert graph.to_scipy().toarray().tolist() == matrix.toarray().astype(np.float64).tolist() or dtype == np.bool_
+    assert (graph.weight is None) == (dtype == np.bool_)
+
+
+@pytest.mark.parametrize(
+    ("matrix", "error", "message"),
+    [
+        (np.eye(3), TypeError, "must be a scipy.sparse matrix, got ndarray"),
+        (scipy.sparse.csr_array((2, 3)), ValueError, r"must be square, got \[2, 3\]"),
+        (scipy.sparse.eye_array(2, dtype=np.complex64), ValueError, "must hold one real number"),
+    ],
+)
+def test_from_scipy_rejects(matrix, error, message):
+    with pytest.raises(error, match=f"CSR.from_scipy: matrix {message}"):
+        CSR.from_scipy(matrix)
+
+
+def test_half_precision_weights_reach_scipy():
+    graph = CSR.from_edge_index(random_edges(4, 9), 4, weight=torch.rand(9).bfloat16())
+    assert graph.to_scipy().dtype == np.float32
+
+
+def test_pyg_round_trip():
+    pyg = pytest.importorskip("torch_geometric.data")
+    edges = random_edges(6, 15)
+    data = pyg.Data(edge_index=edges, edge_weight=torch.rand(15), edge_time=torch.arange(15), num_nodes=9)
+    graph = CSR.from_pyg(data)
+    assert graph.equal(CSR.from_edge_index(edges, 9, weight=data.edge_weight, time=data.edge_time))
+    again = graph.to_pyg()
+    assert again.num_nodes == 9
+    assert torch.equal(again.edge_index, graph.to_edge_index())
+    assert torch.equal(again.edge_index, edges[:, again.e_id])
+    assert torch.equal(again.edge_weight, graph.weight)
+    assert torch.equal(again.edge_time, graph.time)
+
+
+def test_pyg_subclass_and_transposed_adjacency():
+    pyg = pytest.importorskip("torch_geometric")
+    edges = random_edges(6, 15)
+    graph = CSR.from_edge_index(edges, 6).coalesce()
+    index = pyg.EdgeIndex(edges, sparse_size=(6, 6))
+    assert CSR.from_edge_index(index, 6).coalesce().equal(graph)
+    arrays = (graph.rowptr, graph.col.long(), torch.rand(graph.num_edges))
+    adj_t = torch.sparse_csr_tensor(*arrays, (6, 6), check_invariants=True)
+    rows_are_targets = CSR.from_pyg(pyg.data.Data(adj_t=adj_t))
+    assert torch.equal(rows_are_targets.rowptr, graph.rowptr)
+    assert torch.equal(rows_are_targets.col, graph.col)
+    assert torch.equal(rows_are_targets.weight, adj_t.values())
+
+
+def test_from_pyg_rejects():
+    pyg = pytest.importorskip("torch_geometric.data")
+    with pytest.raises(TypeError, match=r"CSR.from_pyg: data must be a homogeneous Data, got HeteroData"):
+        CSR.from_pyg(pyg.HeteroData())
+    with pytest.raises(TypeError, match=r"CSR.from_pyg: data must have edge_index or adj_t, got Data without"):
+        CSR.from_pyg(pyg.Data(x=torch.ones(3, 1)))
+
+
+def test_cupy_needs_cupy_and_a_gpu(monkeypatch):
+    monkeypatch.setitem(sys.modules, "cupy", None)
+    for convert in (full_graph().to_cupy, lambda: CSR.from_cupy(None)):
+        with pytest.raises(ImportError, match=r"needs cupy and an NVIDIA GPU: pip install gossamer\[cupy\]"):
+            convert()
+
+
+@pytest.fixture
+def scipy_as_cupy(monkeypatch):
+    """scipy in the place of cupy: the arrays pass through DLPack all the same."""
+    modules = {"cupy": np, "cupyx": SimpleNamespace(scipy=scipy), "cupyx.scipy": scipy}
+    for name, module in {**modules, "cupyx.scipy.sparse": scipy.sparse}.items():
+        monkeypatch.setitem(sys.modules, name, module)
+
+
+def test_cupy_matrices_come_in_through_dlpack(scipy_as_cupy):
+    graph = full_graph()
+    again = CSR.from_cupy(graph.to_scipy())
+    assert torch.equal(again.rowptr, graph.rowptr)
+    assert torch.equal(again.col, graph.col)
+    assert torch.equal(again.weight, graph.weight)
+
+
+def test_cupy_rejects(scipy_as_cupy):
+    with pytest.raises(ValueError, match=r"CSR.to_cupy: graph must be on a GPU, got cpu; move it with .to\('cuda'\)"):
+        full_graph().to_cupy()
+    with pytest.raises(TypeError, match=r"CSR.from_cupy: matrix must be a cupyx.scipy.sparse matrix, got ndarray"):
+        CSR.from_cupy(np.eye(3))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_cupy_round_trip():
+    pytest.importorskip("cupy")
+    graph = full_graph().to("cuda")
+    matrix = graph.to_cupy()
+    np.testing.assert_allclose(matrix.get().toarray(), dense(full_graph()).numpy(), rtol=1e-6)
+    again = CSR.from_cupy(matrix)
+    assert torch.equal(again.rowptr, graph.rowptr)
+    assert torch.equal(again.col, graph.col)
+    assert torch.equal(again.weight, graph.weight)
 
 
 # Copies and comparison

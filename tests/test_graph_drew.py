@@ -11,7 +11,12 @@ from gossamer.graph import CSR, DRew, DRewGatedGCNConv, DRewGCNConv, DRewGINConv
 NUM_NODES, CHANNELS, NUM_LAYERS = 20, 6, 5
 
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+@pytest.fixture(autouse=True)
+def one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 def two_graphs():

@@ -11,7 +11,13 @@ from gossamer.graph import CSR, k_hop, k_hop_count, k_hop_pairs
 
 import reference
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 def random_graph(seed):

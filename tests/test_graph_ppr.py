@@ -92,6 +92,5 @@ def test_wrong_inputs(change, message):
 def test_opcheck():
     graph = undirected()
     torch.library.opcheck(
-        torch.ops.gossamer.ppr_neighbors.default,
-        (graph.rowptr, graph.col, torch.tensor([0, 5]), 7, 0.15, 1e-3, [150, 50]),
+        torch.ops.gossamer.ppr_neighbors.default, (graph.rowptr, graph.col, torch.tensor([0, 5]), 7, 0.15, 1e-3)
     )

@@ -10,7 +10,13 @@ from gossamer.graph import CSR, balanced_forman_curvature, fosr, sdrf
 
 import reference
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 def random_adjacency(seed, num_nodes=None):
