@@ -9,11 +9,12 @@ from gossamer.graph.cold_start import densify
 from gossamer.graph.compressed import CompressedCSR
 from gossamer.graph.csr import CSR
 from gossamer.graph.datasets import Dataset, load_dataset
-from gossamer.graph.drew import DRew, DRewGatedGCNConv, DRewGCNConv, DRewGINConv, drew_width
+from gossamer.graph.drew import DRew, drew_width
+from gossamer.graph.drew_layers import DRewGatedGCNConv, DRewGCNConv, DRewGINConv
 from gossamer.graph.dropout import node_dropout, relu_dropout
 from gossamer.graph.grouping import group_and_slice
 from gossamer.graph.k_hop import k_hop, k_hop_count, k_hop_pairs
-from gossamer.graph.k_hop_transform import KHop, hop_shells
+from gossamer.graph.k_hop_transform import KHop, hop_edge_attr, hop_shells, prepare_shells
 from gossamer.graph.layers import (
     ForgetInitial,
     GCN2Conv,
@@ -48,7 +49,7 @@ __all__ = [
     "SampledSubgraph", "neighbor_sample", "ppr_neighbors", "AdaptiveFanout", "group_and_slice", "densify",
     "SharedMemoryQueue", "SampleLoader", "SampledBatch", "LoaderProgress",
     "k_hop", "k_hop_count", "k_hop_pairs",
-    "KHop", "hop_shells", "load_shells", "save_shells",
+    "KHop", "hop_shells", "hop_edge_attr", "prepare_shells", "load_shells", "save_shells",
     "DRew", "DRewGCNConv", "DRewGINConv", "DRewGatedGCNConv", "drew_width",
     "SPN", "SPNConv", "MergedShells", "merge_shells",
     "balanced_forman_curvature", "sdrf", "fosr", "SDRF", "FoSR", "TwoHop",

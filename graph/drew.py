@@ -3,171 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gossamer.graph.aggregate import Propagation, aggregate, gcn_aggregate, propagate
 from gossamer.graph.csr import CSR
-from gossamer.graph.drew_gcn import drew_gcn, fusable
+from gossamer.graph.drew_layers import DRewGatedGCNConv, DRewGCNConv, DRewGINConv
+from gossamer.graph.drew_stack import run_layers
 
-__all__ = ["DRew", "DRewGCNConv", "DRewGINConv", "DRewGatedGCNConv", "drew_width"]
-
-
-class _DRewConv(nn.Module):
-    """What the DRew layers share: which hops layer ``layer`` reads, from which states, with which weights.
-
-    Args:
-        channels: width of the states.
-        layer: number of this layer in the stack, from 0; it reads hops 1..min(layer + 1, max_hops).
-        max_hops: last hop that any layer reads; None for no limit.
-        delay: nu; 1 reads hop k from k - 1 layers ago, math.inf everything from the current state.
-        share_weights: one set of weights for all hops of the layer instead of one each.
-        learn_hop_weights: weigh the hops by num_hops * softmax of learned coefficients instead of by 1.
-    """
-
-    def __init__(
-        self,
-        channels: int,
-        layer: int,
-        *,
-        max_hops: int | None = None,
-        delay: float = 1,
-        share_weights: bool = False,
-        learn_hop_weights: bool = False,
-    ) -> None:
-        super().__init__()
-        name = type(self).__name__
-        if max_hops is not None and max_hops < 1:
-            raise ValueError(f"{name}: max_hops must be at least 1 or None, got {max_hops}")
-        if not delay >= 1:
-            raise ValueError(f"{name}: delay must be at least 1, got {delay}")
-        self.channels, self.delay = channels, delay
-        self.num_hops = min(layer + 1, max_hops or layer + 1)
-        self.num_weights = 1 if share_weights else self.num_hops
-        self.hop_weights = nn.Parameter(torch.zeros(self.num_hops)) if learn_hop_weights else None
-
-    def hops(self, shells: Sequence[CSR], states: Sequence[Tensor]) -> Iterator[tuple[int, CSR, Tensor, Tensor | int]]:
-        """(number of its weights, shell, delayed state, hop weight) of every hop that has any edges."""
-        self.check_shells(shells)
-        weights = None if self.hop_weights is None else self.num_hops * self.hop_weights.softmax(0)
-        for k in range(1, self.num_hops + 1):
-            if shells[k - 1].num_edges:
-                state = states[self.source(len(states) - 1, k)]
-                yield (k - 1) % self.num_weights, shells[k - 1], state, 1 if weights is None else weights[k - 1]
-
-    def source(self, current: int, k: int) -> int:
-        """Number of the state that hop k reads, where ``current`` is that of the newest."""
-        return current - int(max(k - self.delay, 0))
-
-    def check_shells(self, shells: Sequence[CSR]) -> None:
-        if len(shells) < self.num_hops:
-            raise ValueError(
-                f"{type(self).__name__}: shells must be at least {self.num_hops} graphs, got {len(shells)}"
-            )
-
-    def linears(self, *, bias: bool) -> nn.ModuleList:
-        return nn.ModuleList(nn.Linear(self.channels, self.channels, bias=bias) for _ in range(self.num_weights))
-
-
-class DRewGCNConv(_DRewConv):
-    """x[t + 1] = normalize(x[t] + relu(sum_k a_k relu(norm_k(S_k x[t - max(k - delay, 0)] W_k^T)))).
-
-    S_k is the GCN normalisation of shell k, norm_k a batch norm. As in the paper's code every hop is normed and cut by
-    itself, and S_k has self loops, so that a node counts itself once per hop; ``reference_quirks=False`` follows the
-    text: no self loops, and one norm over the sum.
-
-    Args:
-        reference_quirks: compute what the paper's code does, not what the paper says.
-        l2_norm: give every row of the result length 1.
-        channels, layer, max_hops, delay, share_weights, learn_hop_weights: as for every DRew layer.
-
-    Source: Gutteridge et al. 2023, DRew: Dynamically Rewired Message Passing with Delay, section 4.
-    """
-
-    def __init__(
-        self, channels: int, layer: int, *, reference_quirks: bool = True, l2_norm: bool = True, **hops: object
-    ) -> None:
-        super().__init__(channels, layer, **hops)  # type: ignore[arg-type]
-        self.reference_quirks, self.l2_norm = reference_quirks, l2_norm
-        self.lins = self.linears(bias=False)
-        self.norms = nn.ModuleList(nn.BatchNorm1d(channels) for _ in range(self.num_weights if reference_quirks else 1))
-
-    def forward(self, shells: Sequence[CSR], states: Sequence[Tensor]) -> Tensor:
-        total = torch.zeros_like(states[-1])
-        for i, shell, x, weight in self.hops(shells, states):
-            if self.reference_quirks:
-                message = self.norms[i](gcn_aggregate(shell, self.lins[i](x))).relu()
-            else:
-                message = _normalized_sum(shell, self.lins[i](x))
-            total = total + (message if isinstance(weight, int) else weight * message)
-        if not self.reference_quirks:
-            total = self.norms[0](total)
-        out = states[-1] + total.relu()
-        return F.normalize(out, dim=-1) if self.l2_norm else out
-
-
-class DRewGINConv(_DRewConv):
-    """x[t + 1] = x[t] + dropout(relu((1 + eps) MLP_0(x[t]) + sum_k a_k MLP_k(sum over N_k of x[t - delay_k]))).
-
-    delay_k is max(k - delay, 0). Every MLP is Linear, BatchNorm, ReLU.
-
-    Args:
-        eps: weight of a node's own state, beyond 1.
-        dropout: probability of a drop.
-        channels, layer, max_hops, delay, share_weights, learn_hop_weights: as for every DRew layer.
-
-    Source: Gutteridge et al. 2023, DRew: Dynamically Rewired Message Passing with Delay, section 4.
-    """
-
-    def __init__(self, channels: int, layer: int, *, eps: float = 0.0, dropout: float = 0.0, **hops: object) -> None:
-        super().__init__(channels, layer, **hops)  # type: ignore[arg-type]
-        self.eps, self.dropout = eps, dropout
-        self.own = self._mlp()
-        self.mlps = nn.ModuleList(self._mlp() for _ in range(self.num_weights))
-
-    def _mlp(self) -> nn.Sequential:
-        return nn.Sequential(nn.Linear(self.channels, self.channels), nn.BatchNorm1d(self.channels), nn.ReLU())
-
-    def forward(self, shells: Sequence[CSR], states: Sequence[Tensor]) -> Tensor:
-        total = (1 + self.eps) * self.own(states[-1])
-        for i, shell, x, weight in self.hops(shells, states):
-            total = total + weight * self.mlps[i](aggregate(shell, x))
-        return states[-1] + F.dropout(total.relu(), self.dropout, self.training)
-
-
-class DRewGatedGCNConv(_DRewConv):
-    """x[t + 1] = x[t] + dropout(relu(norm(A x[t] + sum_k a_k sum over j in N_k(i) of eta_kij * B_k x_j))).
-
-    The gates eta_kij = s_kij / (sum_j s_kij + 1e-6) with s_kij = sigmoid(D x_i[t] + E_k x_j) sum to 1 per receiver, hop
-    and feature; x_j is the delayed state. A, B, D and E have biases.
-
-    Args:
-        dropout: probability of a drop.
-        channels, layer, max_hops, delay, share_weights, learn_hop_weights: as for every DRew layer.
-
-    Source: Gutteridge et al. 2023, DRew: Dynamically Rewired Message Passing with Delay, section 4.
-    """
-
-    def __init__(self, channels: int, layer: int, *, dropout: float = 0.0, **hops: object) -> None:
-        super().__init__(channels, layer, **hops)  # type: ignore[arg-type]
-        self.dropout = dropout
-        self.own, self.gate = (nn.Linear(channels, channels) for _ in range(2))
-        self.values, self.keys = self.linears(bias=True), self.linears(bias=True)
-        self.norm = nn.BatchNorm1d(channels)
-
-    def forward(self, shells: Sequence[CSR], states: Sequence[Tensor]) -> Tensor:
-        total, query = self.own(states[-1]), self.gate(states[-1])
-        for i, shell, x, weight in self.hops(shells, states):
-            rows, cols = shell._rows, shell.col
-            gates = (query.index_select(0, rows) + self.keys[i](x).index_select(0, cols)).sigmoid()
-            values = gates * self.values[i](x).index_select(0, cols)
-            numerator, denominator = (torch.zeros_like(query).index_add(0, rows, v) for v in (values, gates))
-            total = total + weight * numerator / (denominator + 1e-6)
-        return states[-1] + F.dropout(self.norm(total).relu(), self.dropout, self.training)
-
+__all__ = ["DRew", "drew_width"]
 
 _CONVS: dict[str, type[nn.Module]] = {"gcn": DRewGCNConv, "gin": DRewGINConv, "gatedgcn": DRewGatedGCNConv}
 
@@ -175,7 +19,8 @@ _CONVS: dict[str, type[nn.Module]] = {"gcn": DRewGCNConv, "gin": DRewGINConv, "g
 class DRew(nn.Module):
     """features -> Linear -> num_layers DRew layers -> Linear: message passing that looks one hop further every layer.
 
-    The states of all layers are kept while the stack runs: num_layers + 1 tensors [N, hidden_channels].
+    The states of all layers are kept while the stack runs: num_layers + 1 tensors [N, hidden_channels], fewer where
+    ``delay`` or ``max_hops`` let no later layer read them.
 
     Args:
         in_channels: width of the input features.
@@ -185,10 +30,12 @@ class DRew(nn.Module):
         conv: gcn, gin or gatedgcn.
         delay: nu; 1 reads hop k from k - 1 layers ago, math.inf everything from the current state.
         max_hops: last hop that any layer reads; None for num_layers.
-        recompute: gcn on a CPU: compute the messages again in the backward pass instead of keeping them.
+        recompute: keep no messages for the backward pass. Layers are computed again, about sqrt(num_layers) of them
+            at a time; between these segments stay the states that a later layer reads, without delay one per segment.
         options: what the layers of ``conv`` take besides.
 
-    Source: Gutteridge et al. 2023, DRew: Dynamically Rewired Message Passing with Delay.
+    Source: Gutteridge et al. 2023, DRew: Dynamically Rewired Message Passing with Delay. Recomputation in segments:
+    Chen et al. 2016, Training Deep Nets with Sublinear Memory Cost.
     """
 
     def __init__(
@@ -217,15 +64,15 @@ class DRew(nn.Module):
         self.recompute = recompute
         self.num_hops = min(num_layers, max_hops or num_layers)  # shells that forward needs
 
-    def forward(self, x: Tensor, shells: Sequence[CSR]) -> Tensor:
-        """Node features [N, in_channels] and the shells of ``k_hop(graph, model.num_hops)`` -> [N, out_channels]."""
-        states = [self.encoder(x)]
-        convs = list(self.convs)
-        if isinstance(convs[0], DRewGCNConv) and fusable(convs, states[0]):
-            return self.head(drew_gcn(convs, states[0], shells, recompute=self.recompute))
-        for conv in self.convs:
-            states.append(conv(shells, states))
-        return self.head(states[-1])
+    def forward(self, x: Tensor, shells: Sequence[CSR], edge_attr: Tensor | None = None) -> Tensor:
+        """Node features and the shells of ``k_hop(graph, model.num_hops)`` -> [N, out_channels].
+
+        Args:
+            x: [N, in_channels].
+            shells: at least ``num_hops`` graphs of N nodes.
+            edge_attr: what ``hop_edge_attr`` gives, for layers with edge_channels or edge_types.
+        """
+        return self.head(run_layers(list(self.convs), self.encoder(x), shells, edge_attr, recompute=self.recompute))
 
 
 def drew_width(
@@ -247,9 +94,3 @@ def drew_width(
     hops = sum(min(t + 1, max_hops or t + 1) for t in range(num_layers))
     matrices = {"gcn": hops, "gin": hops + num_layers, "gatedgcn": 2 * hops + 2 * num_layers}[conv]
     return round((math.sqrt(vectors**2 + 4 * matrices * 0.99 * budget) - vectors) / (2 * matrices))
-
-
-def _normalized_sum(shell: CSR, x: Tensor) -> Tensor:
-    """D^-1/2 A D^-1/2 x with D the in-degree; rows without edges stay 0."""
-    scale = shell.in_degree().clamp(min=1).to(torch.float64 if x.dtype == torch.float64 else torch.float32).rsqrt()
-    return propagate(shell, x, Propagation(row_scale=scale, col_scale=scale))

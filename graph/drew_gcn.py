@@ -33,7 +33,7 @@ def drew_gcn(convs: Sequence[Any], x: Tensor, shells: Sequence[CSR], *, recomput
 
     Source: Gutteridge et al. 2023, DRew: Dynamically Rewired Message Passing with Delay, section 4.
     """
-    hops = [(t, k, i, conv.source(t, k)) for t, conv in enumerate(convs) for i, k in _hops(conv, shells)]
+    hops = [(t, k, i, conv.source(t, k)) for t, conv in enumerate(convs) for i, k in _hops(conv, shells, x)]
     layer, shell, number, state = ([hop[j] for hop in hops] for j in range(4))
     shells = shells[: max(shell, default=0)]
     norms = [convs[t].norms[i] for t, i in zip(layer, number)]
@@ -70,9 +70,9 @@ def fusable(convs: Sequence[Any], x: Tensor) -> bool:
     )
 
 
-def _hops(conv: Any, shells: Sequence[CSR]) -> list[tuple[int, int]]:
+def _hops(conv: Any, shells: Sequence[CSR], x: Tensor) -> list[tuple[int, int]]:
     """(number of its weights, k) of the hops that have edges."""
-    conv.check_shells(shells)
+    conv.check_shells(shells, x)
     return [((k - 1) % conv.num_weights, k) for k in range(1, conv.num_hops + 1) if shells[k - 1].num_edges]
 
 

@@ -5,16 +5,19 @@ from __future__ import annotations
 import copy
 import hashlib
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
+from gossamer.graph.aggregate import propagation
 from gossamer.graph.csr import CSR
-from gossamer.graph.k_hop import k_hop
+from gossamer.graph.k_hop import _MAX_PAIRS, k_hop
 from gossamer.graph.shell_file import load_shells, save_shells
 
-__all__ = ["KHop", "hop_shells"]
+__all__ = ["KHop", "hop_edge_attr", "hop_shells", "prepare_shells"]
 
 
 class KHop:
@@ -28,12 +31,20 @@ class KHop:
         directed: follow edges from source to target only; False walks them both ways.
         cache: folder for results, made where it is missing. A file is named after the content of the graph, so that
             another graph never meets it, and checked when it is read; a damaged one is made anew.
+        max_pairs: refuse data with more pairs than this; they are counted before anything is allocated.
     """
 
-    def __init__(self, max_hops: int, *, directed: bool = True, cache: str | os.PathLike[str] | None = None) -> None:
+    def __init__(
+        self,
+        max_hops: int,
+        *,
+        directed: bool = True,
+        cache: str | os.PathLike[str] | None = None,
+        max_pairs: int = _MAX_PAIRS,
+    ) -> None:
         if not isinstance(max_hops, int) or not 1 <= max_hops <= 255:
             raise ValueError(f"KHop: max_hops must be an int in [1, 255], got {max_hops}")
-        self.max_hops, self.directed = max_hops, directed
+        self.max_hops, self.directed, self.max_pairs = max_hops, directed, max_pairs
         self.cache = None if cache is None else Path(cache)
 
     def __call__(self, data: Any) -> Any:
@@ -50,12 +61,12 @@ class KHop:
 
     def _shells(self, graph: CSR) -> list[CSR]:
         if self.cache is None:
-            return k_hop(graph, self.max_hops, directed=self.directed)
+            return k_hop(graph, self.max_hops, directed=self.directed, max_pairs=self.max_pairs)
         path = self.cache / f"{self._key(graph)}.shells"
         try:
             return load_shells(path)
         except (FileNotFoundError, ValueError):
-            shells = k_hop(graph, self.max_hops, directed=self.directed)
+            shells = k_hop(graph, self.max_hops, directed=self.directed, max_pairs=self.max_pairs)
             self.cache.mkdir(parents=True, exist_ok=True)
             save_shells(path, shells)
             return shells
@@ -74,3 +85,46 @@ def hop_shells(data: Any, max_hops: int) -> list[CSR]:
     """
     edges, hops = data.hop_index, data.hop
     return [CSR.from_edge_index(edges[:, hops == k], data.num_nodes) for k in range(1, max_hops + 1)]
+
+
+def hop_edge_attr(shell: CSR, edge_index: Tensor, edge_attr: Tensor) -> Tensor:
+    """The bond features of shell 1, in its edge order: what DRew layers with edge_channels or edge_types take.
+
+    Args:
+        shell: the first of ``hop_shells`` or ``k_hop``.
+        edge_index: [2, num_bonds], source over target, of the same nodes.
+        edge_attr: [num_bonds, ...]; where a bond comes several times, its first row counts.
+
+    Returns:
+        [shell.num_edges, ...], differentiable in edge_attr.
+
+    Raises:
+        ValueError: if an edge of the shell is no bond (such as one against its direction, of ``directed=False``), or
+            edge_index and edge_attr differ in number.
+    """
+    num_bonds = edge_index.shape[1]
+    if edge_attr.dim() == 0 or edge_attr.shape[0] != num_bonds:
+        raise ValueError(f"hop_edge_attr: edge_attr must have {num_bonds} rows, got {list(edge_attr.shape)}")
+    bonds, order = (edge_index[1].long() * shell.num_nodes + edge_index[0]).sort(stable=True)
+    wanted = shell._rows * shell.num_nodes + shell.col
+    place = torch.searchsorted(bonds, wanted)
+    found = torch.zeros_like(wanted, dtype=torch.bool)
+    inside = place < num_bonds
+    found[inside] = bonds[place[inside]] == wanted[inside]
+    if not found.all():
+        missing = shell.to_edge_index()[:, ~found][:, 0].tolist()
+        raise ValueError(f"hop_edge_attr: edge_index must have every edge of the shell, got none for {missing}")
+    return edge_attr.index_select(0, order[place])
+
+
+def prepare_shells(shells: Sequence[CSR], dtype: torch.dtype = torch.float32) -> None:
+    """Compute what layers keep with their shells: transposes, rows and normalisations.
+
+    The first call of a layer does it otherwise. ``torch.compile`` with fullgraph=True takes prepared shells alone.
+    """
+    for shell in shells:
+        back = shell.transpose()
+        for graph in (shell, back):
+            _ = graph._rows, graph._transpose_positions
+            for kind in ("gcn", "sum"):
+                propagation(graph, kind, dtype=dtype)
