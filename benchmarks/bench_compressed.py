@@ -63,21 +63,6 @@ def compressed_speed() -> harness.Figure:
     return times.figure("CSR", "compressed", rates)
 
 
-CONVERT = r"""
-import re, sys
-from pathlib import Path
-import numpy, torch
-from gossamer.graph.convert import convert
-now = lambda name: int(re.search(name + r":\s+(\d+) kB", Path("/proc/self/status").read_text())[1])
-numpy.savez(sys.argv[2], edge_index=numpy.zeros((2, 9), int))
-convert([sys.argv[2] + ".npz"], sys.argv[2])  # what is loaded at the first call is not counted
-Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
-before = now("VmRSS")
-convert([sys.argv[1]], sys.argv[2], memory=32 << 20)
-print((now("VmHWM") - before) / 1024)
-"""
-
-
 @harness.goal(
     CAPABILITY, "convert, 10^7 edges (160 MB) with memory=32 MiB: peak beyond the library", at_most=40, unit="MiB"
 )
@@ -85,7 +70,8 @@ def convert_memory() -> harness.Figure:
     with tempfile.TemporaryDirectory() as folder:
         edges = Path(folder) / "edges.npz"
         np.savez(edges, edge_index=np.random.default_rng(0).integers(0, 2**18, (2, 10**7)))
-        command = [sys.executable, "-c", CONVERT, str(edges), str(Path(folder) / "graph")]
+        script = Path(__file__).with_name("convert_memory.py")
+        command = [sys.executable, str(script), str(edges), str(Path(folder) / "graph"), str(32 << 20)]
         done = subprocess.run(command, capture_output=True, text=True, check=True)
     return harness.Figure(float(done.stdout), "highest resident memory less that before, in a process of its own")
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import statistics
-from functools import cache
+from collections.abc import Callable
+from functools import cache, partial
+from operator import attrgetter
 
 import harness
 import reproduce_mixture
@@ -18,49 +20,41 @@ def mixtures(kind: str) -> dict[int, list[Result]]:
     return {setting: reproduce_mixture.measure(setting, kind, NUM_RUNS) for setting in SETTINGS}
 
 
-def accuracies(kind: str) -> dict[int, float]:
-    return {setting: statistics.mean(run.accuracy for run in runs) for setting, runs in mixtures(kind).items()}
+def over_settings(
+    kind: str, choose: Callable[[list[float]], float], value: Callable[[Result], float], digits: int
+) -> harness.Figure:
+    """The mean over runs of the setting that is chosen; the detail has all settings."""
+    means = [statistics.mean(map(value, mixtures(kind)[setting])) for setting in SETTINGS]
+    return harness.Figure(choose(means), "settings 1 to 4: " + ", ".join(f"{mean:.{digits}f}" for mean in means))
 
 
-def entropies(kind: str) -> dict[int, float]:
-    return {
-        setting: statistics.mean(run.entropy for run in runs if run.entropy is not None)
-        for setting, runs in mixtures(kind).items()
-    }
-
-
-def listed(by_setting: dict[int, float], digits: int) -> str:
-    return "settings 1 to 4: " + ", ".join(f"{value:.{digits}f}" for value in by_setting.values())
+accuracy = partial(over_settings, value=attrgetter("accuracy"), digits=1)
+entropy = partial(over_settings, value=attrgetter("entropy"), digits=3)
 
 
 @harness.goal(CAPABILITY, "mixture of cubic experts, worst of 4 settings", at_least=97.5, unit="%", slow=True)
 def cubic_accuracy() -> harness.Figure:
-    found = accuracies("cubic")
-    return harness.Figure(min(found.values()), listed(found, 1))
+    return accuracy("cubic", min)
 
 
 @harness.goal(CAPABILITY, "dispatch entropy of cubic experts, most of 4", at_most=0.45, unit="nats", slow=True)
 def cubic_entropy() -> harness.Figure:
-    found = entropies("cubic")
-    return harness.Figure(max(found.values()), listed(found, 3))
+    return entropy("cubic", max)
 
 
 @harness.goal(CAPABILITY, "mixture of linear experts, worst of 4 settings", at_least=88, unit="%", slow=True)
 def linear_accuracy_low() -> harness.Figure:
-    found = accuracies("linear")
-    return harness.Figure(min(found.values()), listed(found, 1))
+    return accuracy("linear", min)
 
 
 @harness.goal(CAPABILITY, "mixture of linear experts, best of 4 settings", at_most=97, unit="%", slow=True)
 def linear_accuracy_high() -> harness.Figure:
-    found = accuracies("linear")
-    return harness.Figure(max(found.values()), listed(found, 1))
+    return accuracy("linear", max)
 
 
 @harness.goal(CAPABILITY, "dispatch entropy of linear experts, least of 4", at_least=1, unit="nats", slow=True)
 def linear_entropy() -> harness.Figure:
-    found = entropies("linear")
-    return harness.Figure(min(found.values()), listed(found, 3))
+    return entropy("linear", min)
 
 
 @harness.goal(CAPABILITY, "one network, cubic or linear, best of 4 settings", at_most=87.5, unit="%", slow=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import random
 import signal
 import time
 from collections.abc import Callable
@@ -16,6 +15,7 @@ import torch
 from gossamer.graph import SharedMemoryQueue
 
 import harness
+import killed_producers
 
 CAPABILITY = "Sampling"
 FORK = multiprocessing.get_context("fork")
@@ -85,33 +85,6 @@ def queue_messages() -> harness.Figure:
     return rate(against_torch(4096, 64, 50_000, 2000), 1e-3)
 
 
-def write_patterns(queue: SharedMemoryQueue, number: int) -> None:
-    torch.set_num_threads(1)
-    x = torch.empty(1 << 15, dtype=torch.int64)
-    while True:
-        number += 1
-        queue.put({"x": x.fill_(number), "number": torch.tensor(number)})
-
-
-def survive(queue: SharedMemoryQueue, num_kills: int) -> tuple[float, int]:
-    """Kill producers beside one that lives: the longest wait for a batch, and the number of torn batches."""
-    generator, longest, num_torn = random.Random(0), 0.0, 0
-    for _ in range(num_kills):
-        victim = FORK.Process(target=write_patterns, args=(queue, 1 << 32), daemon=True)
-        victim.start()
-        stop = time.monotonic() + generator.uniform(0, 0.02)
-        while victim.is_alive():
-            if time.monotonic() > stop:
-                victim.kill()
-            start = time.monotonic()
-            batch = queue.get(timeout=10)
-            longest = max(longest, time.monotonic() - start)
-            num_torn += not bool((batch["x"] == batch["number"]).all())
-            del batch
-        victim.join()
-    return longest, num_torn
-
-
 def mapped_queues() -> int:
     """Segments of queues that this process still maps."""
     with open(f"/proc/{os.getpid()}/maps") as maps:
@@ -121,22 +94,10 @@ def mapped_queues() -> int:
 @harness.goal(CAPABILITY, "queue, 1000 producers killed: torn batches, lost slots, segments left", at_most=0, unit="")
 def queue_kills() -> harness.Figure:
     before = mapped_queues()
-    queue = SharedMemoryQueue(3, 1 << 19)
-    steady = FORK.Process(target=write_patterns, args=(queue, 0), daemon=True)
-    steady.start()
-    try:
-        longest, num_torn = survive(queue, 1000)
-    finally:
-        steady.kill()
-        steady.join()
-    queue.recover()
-    while queue.counts()["ready"]:
-        queue.get(timeout=0)
-    counts = queue.counts()
-    del queue
+    found = killed_producers.survive(1000)
     num_left = mapped_queues() - before
-    bad = num_torn + 3 - counts["free"] + num_left + (longest > 1)
-    detail = f"longest wait {longest * 1e3:.0f} ms (at most 1 s), {counts['recovered']} slots recovered"
+    bad = found.num_torn + found.num_lost + num_left + (found.longest > 1)
+    detail = f"longest wait {found.longest * 1e3:.0f} ms (at most 1 s), {found.num_recovered} slots recovered"
     return harness.Figure(bad, detail)
 
 

@@ -28,6 +28,26 @@ def sampler(graph: CSR, scale: int = 18, **options: Any) -> Callable[[], int]:
     return run
 
 
+def device_sampler(graph: CSR, **options: Any) -> Callable[[], int]:
+    seeds = [s.cuda() for s in batches(18)]
+    return lambda: sum(neighbor_sample(graph, s, FANOUTS, seed=i, **options).edge.numel() for i, s in enumerate(seeds))
+
+
+@harness.goal(CAPABILITY, f"on a GPU, uniform {SIZES}: edges/s against one thread of the CPU", unit="x", gpu=True)
+def device_rate() -> harness.Figure:
+    graph = weighted(18)
+    pinned = CSR(graph.rowptr.pin_memory(), graph.col.pin_memory(), num_nodes=graph.num_nodes)
+    functions = {
+        "GPU": device_sampler(graph.to("cuda")),
+        "GPU, weighted": device_sampler(graph.to("cuda"), weighted=True),
+        "GPU, pinned graph": device_sampler(pinned),
+        "CPU": sampler(graph),
+    }
+    times = harness.compare(functions)
+    rates = (f"{name} {function() / times[name].median / 1e6:.1f} M/s" for name, function in functions.items())
+    return times.figure("CPU", "GPU", ", ".join(rates))
+
+
 def temporal(scale: int = 18, late: bool = True, **options: Any) -> Callable[[], int]:
     seed_time = torch.full((1024,), 1000) if late else torch.arange(1024) % 1000
     return sampler(timed(scale), scale, seed_time=seed_time, **options)

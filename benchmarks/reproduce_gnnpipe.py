@@ -8,17 +8,14 @@ and history, and one process on the full graph. Reported is the test accuracy at
 
 from __future__ import annotations
 
-import os
 import statistics
 import sys
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from environment import environment_line
 from pipeline_job import Spec, launched
-
-TARGET = Path(__file__).resolve().parent.parent / "docs" / "reproductions"
+from reproduction import mean_and_spread, plot, write_page
 
 
 @dataclass(frozen=True)
@@ -87,7 +84,7 @@ def gap(name: str) -> tuple[float, str]:
     """Mean test accuracy of full-graph training minus that of the pipeline, in points, and the figures behind it."""
     found = measure(name)
     means = {side: statistics.mean(accuracies(results)) for side, results in found.items()}
-    detail = "; ".join(f"{side} {_summary(accuracies(results))}" for side, results in found.items())
+    detail = "; ".join(f"{side} {mean_and_spread(accuracies(results))}" for side, results in found.items())
     return means["full graph, 1 process"] - means["pipeline, 2 workers"], detail
 
 
@@ -95,21 +92,6 @@ def measure(name: str) -> dict[str, list[dict[str, Any]]]:
     """Both sides of an experiment."""
     experiment = EXPERIMENTS[name]
     return {"pipeline, 2 workers": experiment.runs(2), "full graph, 1 process": experiment.runs(1)}
-
-
-def _summary(values: list[float]) -> str:
-    return f"{statistics.mean(values):.1f} +- {statistics.stdev(values):.1f}"
-
-
-def write_page(name: str, found: dict[str, list[dict[str, Any]]]) -> Path:
-    """docs/reproductions/gnnpipe_<name>.md and .png, each whole or not at all."""
-    TARGET.mkdir(parents=True, exist_ok=True)
-    page, picture = TARGET / f"gnnpipe_{name}.md", TARGET / f"gnnpipe_{name}.png"
-    plot(EXPERIMENTS[name], found, picture)
-    partial = page.with_suffix(".partial")
-    partial.write_text(page_text(name, found))
-    os.replace(partial, page)
-    return page
 
 
 def page_text(name: str, found: dict[str, list[dict[str, Any]]]) -> str:
@@ -120,7 +102,7 @@ def page_text(name: str, found: dict[str, list[dict[str, Any]]]) -> str:
         values = accuracies(results)
         final = statistics.mean(result["losses"][-1] for result in results)
         runs = ", ".join(f"{value:.1f}" for value in values)
-        rows.append(f"| {side} | {_summary(values)} | {runs} | {final:.3f} |")
+        rows.append(f"| {side} | {mean_and_spread(values)} | {runs} | {final:.3f} |")
     means = [statistics.mean(accuracies(results)) for results in found.values()]
     return PAGE.format(
         title=experiment.title,
@@ -153,30 +135,23 @@ Pipeline minus full graph: {difference:+.2f} points.
 """
 
 
-def plot(experiment: Experiment, found: dict[str, list[dict[str, Any]]], path: Path) -> None:
+def draw(name: str, found: dict[str, list[dict[str, Any]]]) -> None:
     """Validation accuracy over the epochs, every run as a line."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, axis = plt.subplots(figsize=(7, 4), constrained_layout=True)
-    for color, (side, results) in zip(("C0", "C1"), found.items()):
-        for i, result in enumerate(results):
-            points = [(e["epoch"], 100 * e["accuracy"]["val"]) for e in result["evaluations"]]
-            axis.plot(*zip(*points), color=color, alpha=0.7, linewidth=1.2, label=side if i == 0 else None)
-    axis.set(title=experiment.title, xlabel="epoch", ylabel="validation accuracy, %")
-    axis.grid(alpha=0.3)
-    axis.legend()
-    partial = path.with_suffix(".partial.png")
-    figure.savefig(partial, dpi=110)
-    plt.close(figure)
-    os.replace(partial, path)
+    with plot(f"gnnpipe_{name}", figsize=(7, 4)) as (_, axis):
+        for color, (side, results) in zip(("C0", "C1"), found.items()):
+            for i, result in enumerate(results):
+                points = [(e["epoch"], 100 * e["accuracy"]["val"]) for e in result["evaluations"]]
+                axis.plot(*zip(*points), color=color, alpha=0.7, linewidth=1.2, label=side if i == 0 else None)
+        axis.set(title=EXPERIMENTS[name].title, xlabel="epoch", ylabel="validation accuracy, %")
+        axis.grid(alpha=0.3)
+        axis.legend()
 
 
 def main() -> None:
     for name in sys.argv[1:] or list(EXPERIMENTS):
-        print(f"written: {write_page(name, measure(name))}")
+        found = measure(name)
+        draw(name, found)
+        print(f"written: {write_page(f'gnnpipe_{name}', page_text(name, found))}")
 
 
 if __name__ == "__main__":

@@ -12,8 +12,6 @@ from __future__ import annotations
 
 import argparse
 import math
-import os
-import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -26,8 +24,8 @@ from torch import Tensor, nn
 from gossamer.sparse_nn import RoutePlan, dispatch
 
 from environment import environment_line
+from reproduction import mean_and_spread, write_page
 
-TARGET = Path(__file__).resolve().parent.parent / "docs" / "reproductions"
 NUM_POINTS, NUM_CLUSTERS, NUM_PATCHES, PATCH = 16_000, 4, 4, 50
 NUM_EXPERTS, FILTERS_PER_CLASS = 8, 8
 ROUTER_RATE, EXPERT_RATE = 0.1, 0.001
@@ -190,12 +188,6 @@ def measure(setting: int, kind: str, num_runs: int, *, single: bool = False) -> 
     return [(run_single if single else run_mixture)(setting, kind, seed) for seed in range(num_runs)]
 
 
-def summary(values: list[float], digits: int) -> str:
-    """Mean and standard deviation."""
-    spread = statistics.stdev(values) if len(values) > 1 else 0.0
-    return f"{statistics.mean(values):.{digits}f} +- {spread:.{digits}f}"
-
-
 PUBLISHED = {
     "one linear network": "68.7, -, 74.8, 74.6",
     "one cubic network": "79.5, -, 72.7, 68.6",
@@ -235,7 +227,7 @@ load-balancing loss and the experiments on images and text.
 """
 
 
-def write_page(num_runs: int) -> Path:
+def reproduce(num_runs: int) -> Path:
     """Run everything and write docs/reproductions/mixture.md, whole or not at all."""
     start = time.perf_counter()
     num_single = min(num_runs, 3)
@@ -244,9 +236,9 @@ def write_page(num_runs: int) -> Path:
         for kind in ACTIVATIONS:
             single = measure(setting, kind, num_single, single=True)
             mixture = measure(setting, kind, num_runs)
-            rows[f"one {kind} network"].append(summary([r.accuracy for r in single], 1))
-            rows[f"mixture of {kind} experts"].append(summary([r.accuracy for r in mixture], 1))
-            rows[f"entropy, {kind}"].append(summary([r.entropy for r in mixture if r.entropy is not None], 3))
+            rows[f"one {kind} network"].append(mean_and_spread([r.accuracy for r in single], 1))
+            rows[f"mixture of {kind} experts"].append(mean_and_spread([r.accuracy for r in mixture], 1))
+            rows[f"entropy, {kind}"].append(mean_and_spread([r.entropy for r in mixture if r.entropy is not None], 3))
             print(
                 f"setting {setting}, {kind}:", *(f"{name}: {row[-1]};" for name, row in rows.items() if row), flush=True
             )
@@ -259,18 +251,13 @@ def write_page(num_runs: int) -> Path:
         minutes=(time.perf_counter() - start) / 60,
         environment=environment_line(),
     )
-    TARGET.mkdir(parents=True, exist_ok=True)
-    page = TARGET / "mixture.md"
-    partial = page.with_suffix(".partial")
-    partial.write_text(text)
-    os.replace(partial, page)
-    return page
+    return write_page("mixture", text)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Write docs/reproductions/mixture.md.")
     parser.add_argument("--runs", type=int, default=10, help="runs of every mixture")
-    print(f"written: {write_page(parser.parse_args().runs)}")
+    print(f"written: {reproduce(parser.parse_args().runs)}")
 
 
 if __name__ == "__main__":

@@ -9,8 +9,6 @@ Finished runs are kept as JSON lines in benchmarks/results/ring_transfer.jsonl; 
 from __future__ import annotations
 
 import argparse
-import json
-import os
 import statistics
 import sys
 import time
@@ -22,13 +20,12 @@ import torch
 import torch.nn.functional as F
 
 from environment import environment_line
+from reproduction import Runs, mean_and_spread, plot, write_page
 
 sys.path.append(str(Path(__file__).resolve().parent.parent / "examples"))
 from ring_transfer import NUM_CLASSES, RingTransfer, build_model
 
-HERE = Path(__file__).resolve().parent
-RESULTS = HERE / "results" / "ring_transfer.jsonl"
-PAGE = HERE.parent / "docs" / "reproductions" / "ring_transfer.md"
+RUNS = Runs("ring_transfer")
 MODELS = {"gcn": "GCN", "spn": "SPN, 10 hops", "drew-1": "DRew, nu = 1", "drew-inf": "DRew, nu = infinity"}
 SIZES, SEEDS, NUM_STEPS = (10, 20, 30, 40, 50, 60, 70), (0, 1, 2), 200
 
@@ -75,19 +72,14 @@ def missing_runs(runs: list[dict[str, Any]]) -> Iterator[tuple[str, int, int]]:
             yield from ((name, size, seed) for name in MODELS if (name, size, seed) not in done)
 
 
-def read_runs() -> list[dict[str, Any]]:
-    return [json.loads(line) for line in RESULTS.read_text().splitlines()] if RESULTS.exists() else []
-
-
 def measure() -> list[dict[str, Any]]:
     """Every run, those that are there already included."""
     torch.set_num_threads(1)
-    for name, size, seed in list(missing_runs(read_runs())):
+    for name, size, seed in list(missing_runs(RUNS.read())):
         run = train(name, size, seed)
-        with RESULTS.open("a") as file:
-            file.write(json.dumps(run) + "\n")
+        RUNS.add(run)
         print(f"{name}, {size} nodes, seed {seed}: {run['accuracy']:.0%} in {run['seconds']:.0f} s", flush=True)
-    return read_runs()
+    return RUNS.read()
 
 
 def accuracies(runs: list[dict[str, Any]], name: str, size: int) -> list[float]:
@@ -96,10 +88,10 @@ def accuracies(runs: list[dict[str, Any]], name: str, size: int) -> list[float]:
     return [100 * run["accuracy"] for run in sorted(chosen, key=lambda run: run["seed"])]
 
 
-def write_page(runs: list[dict[str, Any]]) -> None:
-    """docs/reproductions/ring_transfer.md and .png, each whole or not at all."""
+def report(runs: list[dict[str, Any]]) -> None:
+    """Write the page and its plot."""
     sizes = [size for size in SIZES if all(accuracies(runs, name, size) for name in MODELS)]
-    plot(runs, sizes, PAGE.with_suffix(".png"))
+    draw(runs, sizes)
     rows = [
         f"| {size} | " + " | ".join(_cell(accuracies(runs, name, size)) for name in MODELS) + " |" for size in sizes
     ]
@@ -119,16 +111,12 @@ def write_page(runs: list[dict[str, Any]]) -> None:
         steps=NUM_STEPS,
         environment=environment_line(),
     )
-    partial = PAGE.with_suffix(".partial")
-    partial.write_text(text)
-    os.replace(partial, PAGE)
-    print(f"written: {PAGE}")
+    print(f"written: {write_page('ring_transfer', text)}")
 
 
 def _cell(values: list[float]) -> str:
     """Mean and standard deviation, then every run."""
-    spread = statistics.stdev(values) if len(values) > 1 else float("nan")
-    return f"{statistics.mean(values):.0f} +- {spread:.0f} ({', '.join(f'{value:.0f}' for value in values)})"
+    return f"{mean_and_spread(values, 0)} ({', '.join(f'{value:.0f}' for value in values)})"
 
 
 TEXT = """# RingTransfer
@@ -161,36 +149,27 @@ running statistics have not settled within the steps.
 """
 
 
-def plot(runs: list[dict[str, Any]], sizes: list[int], path: Path) -> None:
+def draw(runs: list[dict[str, Any]], sizes: list[int]) -> None:
     """Mean test accuracy over the size of the ring, with the range of the seeds."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, axis = plt.subplots(figsize=(7, 4), constrained_layout=True)
-    for i, (name, title) in enumerate(MODELS.items()):
-        found = [accuracies(runs, name, size) for size in sizes]
-        means = [statistics.mean(values) for values in found]
-        axis.plot(sizes, means, color=f"C{i}", marker="osv^"[i], markersize=9 - 1.5 * i, label=title)
-        axis.fill_between(
-            sizes, [min(values) for values in found], [max(values) for values in found], color=f"C{i}", alpha=0.15
-        )
-    axis.axhline(100 / NUM_CLASSES, color="black", linestyle=":", linewidth=1, label="chance")
-    axis.set(xlabel="nodes of the ring", ylabel="test accuracy, %", ylim=(0, 105), title="RingTransfer")
-    axis.grid(alpha=0.3)
-    axis.legend(loc="center left", bbox_to_anchor=(1, 0.5))
-    partial = path.with_suffix(".partial.png")
-    figure.savefig(partial, dpi=110)
-    plt.close(figure)
-    os.replace(partial, path)
+    with plot("ring_transfer", figsize=(7, 4)) as (_, axis):
+        for i, (name, title) in enumerate(MODELS.items()):
+            found = [accuracies(runs, name, size) for size in sizes]
+            means = [statistics.mean(values) for values in found]
+            axis.plot(sizes, means, color=f"C{i}", marker="osv^"[i], markersize=9 - 1.5 * i, label=title)
+            axis.fill_between(
+                sizes, [min(values) for values in found], [max(values) for values in found], color=f"C{i}", alpha=0.15
+            )
+        axis.axhline(100 / NUM_CLASSES, color="black", linestyle=":", linewidth=1, label="chance")
+        axis.set(xlabel="nodes of the ring", ylabel="test accuracy, %", ylim=(0, 105), title="RingTransfer")
+        axis.grid(alpha=0.3)
+        axis.legend(loc="center left", bbox_to_anchor=(1, 0.5))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--page", action="store_true", help="write the page from the runs that are there")
     options = parser.parse_args()
-    write_page(read_runs() if options.page else measure())
+    report(RUNS.read() if options.page else measure())
 
 
 if __name__ == "__main__":

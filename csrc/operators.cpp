@@ -26,12 +26,6 @@ STABLE_TORCH_LIBRARY(gossamer, m) {
   m.def(
       "hash_gate_backward(Tensor grad, Tensor x, Tensor weight, Tensor expert_ids, Tensor logits, float scale) -> "
       "(Tensor, Tensor)");
-  m.def(
-      "top_k_gate(Tensor logits, Tensor? bias, int k, str score, bool normalize, float scale, int num_groups, "
-      "int top_groups, int capacity, bool sums) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
-  m.def(
-      "top_k_gate_backward(Tensor grad, Tensor? grad_sums, Tensor logits, Tensor expert_ids, Tensor normalizers, "
-      "str score, bool normalize, float scale) -> Tensor");
 
   // attention: one or a few query positions against a cache
   m.def(
@@ -69,6 +63,10 @@ STABLE_TORCH_LIBRARY(gossamer, m) {
       "Tensor[] time, int[] source_type, int[] target_type, int[] num_nodes, Tensor[] seeds, Tensor[] seed_time, "
       "float[] fanouts, int seed, bool replace, str temporal, int? window, bool disjoint, Tensor(a!) table, "
       "Tensor[] edge_ids) -> Tensor[]");
+  m.def("sample_bounds(Tensor rowptr, Tensor targets, float fanout, bool replace) -> Tensor");
+  m.def(
+      "sample_rows(Tensor rowptr, Tensor col, Tensor? weight, Tensor? alias, Tensor? edge_ids, Tensor targets, "
+      "Tensor offsets, int num_edges, float fanout, int seed, int stream, bool replace) -> (Tensor, Tensor)");
   m.def("compress_rows(Tensor rowptr, Tensor col) -> (Tensor, Tensor, Tensor, Tensor)");
   m.def(
       "decompress_rows(Tensor codes, Tensor offsets, Tensor positions, Tensor bases, int num_edges) -> "
@@ -77,7 +75,11 @@ STABLE_TORCH_LIBRARY(gossamer, m) {
       "neighbor_sample_compressed(Tensor codes, Tensor offsets, Tensor positions, Tensor bases, Tensor seeds, "
       "float[] fanouts, int seed, bool replace, Tensor(a!) table) -> Tensor[]");
   m.def(
-      "ppr_neighbors(Tensor rowptr, Tensor col, Tensor seeds, int top_k, float alpha, float eps) -> (Tensor, Tensor)");
+      "ppr_neighbors(Tensor rowptr, Tensor col, Tensor seeds, int top_k, float alpha, float eps, int[] num_nodes) -> "
+      "(Tensor, Tensor)");
+  m.def(
+      "walk_neighbors(Tensor rowptr, Tensor col, Tensor seeds, int top_k, int num_walks, int num_steps, float alpha, "
+      "int seed, int[] num_nodes) -> (Tensor, Tensor)");
 
   // rewiring: pairs of nodes by their distance
   m.def("diagonal_blocks(Tensor rowptr, Tensor col) -> Tensor");

@@ -8,8 +8,10 @@ from gossamer.distributed.config import PipelineConfig, load_config
 from gossamer.distributed.counters import Counters
 from gossamer.distributed.engine import EpochReport, Evaluation, PipelineEngine, initialize
 from gossamer.distributed.expert_parallel import ExpertExchange, ExpertParallelMoE
+from gossamer.distributed.gradient_aggregation import LocalGradientAggregation
 from gossamer.distributed.launcher import is_worker, launch
-from gossamer.distributed.schedule import gnnpipe, gpipe, naive, one_f_one_b, simulate
+from gossamer.distributed.local_learning import LocalPipeline
+from gossamer.distributed.schedule import gnnpipe, gpipe, local, naive, one_f_one_b, simulate
 from gossamer.distributed.stages import layers_of, plan_stages
 
 __all__ = [
@@ -28,6 +30,7 @@ __all__ = [
     "Counters",
     "ExpertExchange",
     "ExpertParallelMoE",
+    "LocalGradientAggregation",
     "WorkerLost",
     "find_latest",
     "schedule",
@@ -35,5 +38,7 @@ __all__ = [
     "gpipe",
     "one_f_one_b",
     "gnnpipe",
+    "local",
+    "LocalPipeline",
     "simulate",
 ]

@@ -1,4 +1,4 @@
-"""Checkpoints of the pipelined engine: a folder per epoch, written whole or not at all, verified when read."""
+"""Checkpoints: a folder per epoch, written whole or not at all, verified when read."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import json
 import os
 import re
 import shutil
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,7 +16,7 @@ import torch
 if TYPE_CHECKING:
     from gossamer.distributed.engine import PipelineEngine
 
-__all__ = ["find_latest", "load", "save"]
+__all__ = ["find_checkpoint", "find_latest", "load", "save", "write_checkpoint"]
 
 _FORMAT = 1
 _MANIFEST = "manifest.json"
@@ -25,39 +26,18 @@ _KEPT = 2
 
 def save(engine: PipelineEngine, folder: str) -> str:
     """Write the state of all stages as ``folder/epoch_NNNNNN``; older checkpoints beyond two are removed."""
-    target = os.path.join(folder, f"epoch_{engine.epoch:06d}")
-    partial = os.path.join(folder, f".epoch_{engine.epoch:06d}.partial")
-    if engine.is_first:
-        for left_over in glob.glob(os.path.join(glob.escape(folder), ".epoch_*.partial")):
-            shutil.rmtree(left_over)
-        os.makedirs(partial)
-    engine._channel.barrier()
-    engine._worker.backend.save(partial)
-    state = {"chunks": engine._worker.chunked.state_dict(), "random_state": torch.get_rng_state()}
-    torch.save(state, os.path.join(partial, f"stage_{engine.stage:02d}.pt"))
-    engine._channel.barrier()
-    if engine.is_first:
-        _write_manifest(partial, _describe(engine))
-        if os.path.exists(target):
-            shutil.rmtree(target)
-        os.rename(partial, target)
-        _sync(folder)
-        others = [path for _, path in _checkpoints(folder) if path != target]
-        for old in others[: len(others) - (_KEPT - 1)]:
-            shutil.rmtree(old)
-    engine._channel.barrier()
-    return target
+
+    def write(path: str) -> None:
+        engine._worker.backend.save(path)
+        state = {"chunks": engine._worker.chunked.state_dict(), "random_state": torch.get_rng_state()}
+        torch.save(state, os.path.join(path, f"stage_{engine.stage:02d}.pt"))
+
+    return write_checkpoint(folder, _describe(engine), write, is_first=engine.is_first, barrier=engine._channel.barrier)
 
 
 def load(engine: PipelineEngine, folder: str) -> None:
     """Restore all stages from the newest checkpoint under ``folder``, or from ``folder`` itself."""
-    path = folder if os.path.isfile(os.path.join(folder, _MANIFEST)) else find_latest(folder)
-    if path is None:
-        raise ValueError(f"load_checkpoint: folder must hold a checkpoint, got {folder!r}")
-    manifest = _verify(path)
-    for key, value in _describe(engine).items():
-        if key != "epoch" and manifest.get(key) != value:
-            raise ValueError(f"load_checkpoint: {key} must be the checkpoint's {manifest.get(key)!r}, got {value!r}")
+    path, manifest = find_checkpoint(folder, _describe(engine))
     try:
         engine._worker.backend.load(path)
     except RuntimeError as error:  # torch: missing or unexpected names, or other shapes
@@ -68,6 +48,61 @@ def load(engine: PipelineEngine, folder: str) -> None:
     torch.set_rng_state(state["random_state"].cpu())
     engine.epoch = manifest["epoch"]
     engine._channel.barrier()
+
+
+def write_checkpoint(
+    folder: str,
+    description: dict[str, Any],
+    write: Callable[[str], None],
+    *,
+    is_first: bool,
+    barrier: Callable[[], None],
+) -> str:
+    """Write ``folder/epoch_NNNNNN``, whole or not at all; older checkpoints beyond two are removed.
+
+    Args:
+        folder: of all checkpoints.
+        description: what ``find_checkpoint`` compares; its "epoch" names the checkpoint.
+        write: what every worker does to fill the folder that it is given.
+        is_first: true on one worker.
+        barrier: waits for all workers.
+    """
+    name = f"epoch_{description['epoch']:06d}"
+    target, partial = os.path.join(folder, name), os.path.join(folder, f".{name}.partial")
+    if is_first:
+        for left_over in glob.glob(os.path.join(glob.escape(folder), ".epoch_*.partial")):
+            shutil.rmtree(left_over)
+        os.makedirs(partial)
+    barrier()
+    write(partial)
+    barrier()
+    if is_first:
+        _write_manifest(partial, {"format": _FORMAT} | description)
+        if os.path.exists(target):
+            shutil.rmtree(target)
+        os.rename(partial, target)
+        _sync(folder)
+        others = [path for _, path in _checkpoints(folder) if path != target]
+        for old in others[: len(others) - (_KEPT - 1)]:
+            shutil.rmtree(old)
+    barrier()
+    return target
+
+
+def find_checkpoint(folder: str, description: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    """The newest checkpoint under ``folder``, or ``folder`` itself: its path and its verified description.
+
+    Raises:
+        ValueError: if there is none, a file is damaged, or it differs from ``description`` in more than the epoch.
+    """
+    path = folder if os.path.isfile(os.path.join(folder, _MANIFEST)) else find_latest(folder)
+    if path is None:
+        raise ValueError(f"load_checkpoint: folder must hold a checkpoint, got {folder!r}")
+    manifest = _verify(path)
+    for key, value in ({"format": _FORMAT} | description).items():
+        if key != "epoch" and manifest.get(key) != value:
+            raise ValueError(f"load_checkpoint: {key} must be the checkpoint's {manifest.get(key)!r}, got {value!r}")
+    return path, manifest
 
 
 def find_latest(folder: str | os.PathLike) -> str | None:
@@ -86,7 +121,6 @@ def _checkpoints(folder: str) -> list[tuple[int, str]]:
 def _describe(engine: PipelineEngine) -> dict[str, Any]:
     """What a checkpoint must agree on with the engine that reads it."""
     return {
-        "format": _FORMAT,
         "epoch": engine.epoch,
         "num_stages": engine.num_stages,
         "stage_bounds": list(engine.stage_bounds),

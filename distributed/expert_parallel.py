@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from gossamer.sparse_nn import MoE, RoutePlan, Router, combine, dispatch, expert_mlp
+from gossamer.sparse_nn import MoE, RoutePlan, Router, Routing, combine, dispatch, expert_mlp
 
 __all__ = ["ExpertExchange", "ExpertParallelMoE"]
 
@@ -156,13 +156,18 @@ class ExpertParallelMoE(MoE):
         return ExpertExchange.from_plan(plan, self.group)
 
     def forward(
-        self, x: Tensor, token_ids: Tensor | None = None, *, plan: RoutePlan | ExpertExchange | None = None
+        self,
+        x: Tensor,
+        token_ids: Tensor | None = None,
+        *,
+        plan: RoutePlan | ExpertExchange | None = None,
+        routing: Routing | None = None,
     ) -> Tensor:
         """Apply the layer to the tokens of this rank, x [..., d_model].
 
         ``plan`` is a plan of these token ids that was made before, or its exchange, to be reused.
         """
-        return super().forward(x, token_ids, plan=plan)  # type: ignore[arg-type]
+        return super().forward(x, token_ids, plan=plan, routing=routing)  # type: ignore[arg-type]
 
     def _experts(self, rows: Tensor, plan: RoutePlan | ExpertExchange, gates: Tensor) -> Tensor:
         exchange = plan if isinstance(plan, ExpertExchange) else self.exchange(plan)

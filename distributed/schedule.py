@@ -21,6 +21,7 @@ __all__ = [
     "check_schedule",
     "gnnpipe",
     "gpipe",
+    "local",
     "naive",
     "one_f_one_b",
     "simulate",
@@ -99,6 +100,24 @@ def one_f_one_b(num_stages: int, num_micro_batches: int, *, split_backward: bool
                 actions.append(Action(Kind.BACKWARD_WEIGHT, (pending.popleft(),)))
         stages.append(_finish(actions, pending if split_backward else ()))
     return Schedule("one_f_one_b", num_stages, num_micro_batches, split_backward, tuple(stages))
+
+
+def local(num_stages: int, num_micro_batches: int) -> Schedule:
+    """Every stage learns from a loss of its own: activations go up, nothing comes down.
+
+    A stage waits for the forward passes below it once and never again: with forward, input and weight gradient at equal
+    cost the bubble is (S - 1) / (3 M + S - 1). Source: ForwardGNN (arXiv 2403.11004).
+    """
+    _check_positive("local", num_stages=num_stages, num_micro_batches=num_micro_batches)
+    stages = []
+    for stage in range(num_stages):
+        actions = [
+            action
+            for m in range(num_micro_batches)
+            for action in (*_forward(m, stage, num_stages), Action(Kind.BACKWARD, (m,)))
+        ]
+        stages.append(_finish(actions, ()))
+    return Schedule("local", num_stages, num_micro_batches, False, tuple(stages))
 
 
 def _fill_and_drain(name: str, num_stages: int, num_micro_batches: int, split: bool, *, reverse: bool) -> Schedule:

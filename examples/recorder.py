@@ -40,8 +40,8 @@ class Recorder:
         with self._path.open("a") as file:
             file.write(json.dumps(values) + "\n")
 
-    def plot(self, title: str) -> Path:
-        """Draw loss, accuracy and epoch time over the epochs into plot.png."""
+    def plot(self, title: str, *, metric: str = "accuracy", training: str = "training (pipelined)") -> Path:
+        """Draw loss, metric and epoch time over the epochs into plot.png; ``training`` labels what has no split."""
         import matplotlib
 
         matplotlib.use("Agg")
@@ -49,10 +49,10 @@ class Recorder:
 
         lines = self.read()
         figure, axes = plt.subplots(1, 3, figsize=(13, 3.6), constrained_layout=True)
-        _curve(axes[0], lines, ["loss", "val_loss"], "loss")
+        _curve(axes[0], lines, ["loss", "val_loss"], "loss", training)
         axes[0].set_yscale("log")
-        _curve(axes[1], lines, ["accuracy", "val_accuracy", "test_accuracy"], "accuracy")
-        _curve(axes[2], lines, ["seconds"], "seconds per epoch")
+        _curve(axes[1], lines, [metric, f"val_{metric}", f"test_{metric}"], metric.replace("_", " "), training)
+        _curve(axes[2], lines, ["seconds"], "seconds per epoch", training)
         axes[2].set_ylim(bottom=0)
         figure.suptitle(title)
         path = self.folder / "plot.png"
@@ -63,11 +63,11 @@ class Recorder:
         return path
 
 
-def _curve(axis: Any, lines: list[dict[str, Any]], names: list[str], label: str) -> None:
+def _curve(axis: Any, lines: list[dict[str, Any]], names: list[str], label: str, training: str) -> None:
     for name in names:
         points = [(line["epoch"], line[name]) for line in lines if name in line]
         if points:
-            shown = {"loss": "training (pipelined)", "accuracy": "training (pipelined)"}.get(name, name.split("_")[0])
+            shown = name.split("_")[0] if name.startswith(("val_", "test_")) else training
             axis.plot(*zip(*points), label=shown, linewidth=1.4)
     axis.set(xlabel="epoch", ylabel=label)
     axis.grid(alpha=0.3)
@@ -80,7 +80,7 @@ def new_run(root: Path, name: str | None, default: str) -> Path:
     if name is not None:
         folder = root / name
         if folder.exists():
-            raise ValueError(f"train_gnn: name must be new (or use --resume), got the existing run {name!r}")
+            raise ValueError(f"new_run: name must be new (or use --resume), got the existing run {name!r}")
         folder.mkdir(parents=True)
         return folder
     number = 1

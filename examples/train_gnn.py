@@ -12,8 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import signal
 import sys
 import time
 from pathlib import Path
@@ -23,10 +21,10 @@ import torch
 
 from gossamer import distributed, graph
 from gossamer.distributed.backend import make_optimizer
-from gossamer.distributed.launcher import is_worker, launch, require_port
 from gossamer.graph.datasets import Dataset, load_dataset
 
-from recorder import Recorder, new_run, write_whole
+from job import StopFlag, add_run_options, open_run, read_config, read_settings, run
+from recorder import Recorder, write_whole
 
 MODELS = {"gcnii": graph.GCNII, "gcn": graph.GCN, "graphsage": graph.GraphSAGE, "resgcn": graph.ResGCN}
 HERE = Path(__file__).resolve().parent
@@ -51,62 +49,29 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     training.add_argument("--config", default=str(HERE / "gnn.json"), help="DeepSpeed configuration (JSON)")
     training.add_argument("--evaluate-every", type=int, default=10, metavar="EPOCHS")
     training.add_argument("--save-every", type=int, default=50, metavar="EPOCHS")
-    pipeline = parser.add_argument_group("pipeline")
-    pipeline.add_argument("--workers", type=int, default=2, help="local workers, one stage each")
+    pipeline = parser.add_argument_group("pipeline", "every worker (--workers) is a stage")
     pipeline.add_argument("--chunks", type=int, default=None, help="default: 4 per worker; 1 for no chunks")
     pipeline.add_argument("--refresh-period", type=int, default=None, metavar="EPOCHS")
     pipeline.add_argument("--no-shuffle", action="store_true", help="the same chunk order every epoch")
     pipeline.add_argument("--cross-chunk-gradient", choices=["rescaled", "detached", "stale"], default=None)
     pipeline.add_argument("--recompute", action="store_true", help="recompute layers in the backward pass")
-    pipeline.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
-    pipeline.add_argument("--port", type=int, default=None, help="TCP port for the rendezvous (default: a free one)")
-    run = parser.add_argument_group("run")
-    run.add_argument("--runs", default="runs", help="folder of all runs")
-    run.add_argument("--name", default=None, help="folder of this run (default: from data set and model)")
-    run.add_argument("--resume", action="store_true", help="go on with --name, or with the newest run")
+    add_run_options(parser)
     return parser.parse_args(arguments)
 
 
 def main() -> int:
-    arguments = parse()
-    if is_worker():
-        try:
-            return train(arguments)
-        except distributed.WorkerLost as error:
-            print(f"error: {error}", file=sys.stderr, flush=True)
-            time.sleep(2.0)  # so that the launcher sees the worker that died before it sees this one leave
-            return 1
-    try:
-        folder = prepare(arguments)
-        code = launch(__file__, _command_line(folder), num_workers=arguments.workers, port=arguments.port)
-    except (ValueError, TypeError, ImportError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return conclude(folder, code)
+    return run(__file__, parse(), prepare, train)
 
 
 def prepare(arguments: argparse.Namespace) -> Path:
     """Check what can be checked before any worker starts, and make or find the run's folder."""
-    root = Path(arguments.runs)
-    if arguments.resume:
-        folder = root / arguments.name if arguments.name else _newest(root)
-        saved = json.loads((folder / "config.json").read_text())
-        kept = {"port": arguments.port, "resume": True, "runs": arguments.runs}
-        epochs = saved["epochs"] if arguments.epochs is None else arguments.epochs
-        arguments.__dict__.update(saved | kept | {"epochs": epochs})
-    else:
-        arguments.epochs = 200 if arguments.epochs is None else arguments.epochs
-        arguments.configuration = configuration(arguments)
-    if arguments.port is not None:
-        require_port(arguments.port)
-    check_plan(arguments)
-    if not arguments.resume:
-        default = f"{Path(arguments.dataset).stem}-{arguments.model}-{arguments.layers}"
-        folder = new_run(root, arguments.name, default)
-    settings = {key: value for key, value in vars(arguments).items() if key not in ("resume", "port")}
-    write_whole(folder / "config.json", json.dumps(settings, indent=1) + "\n")
-    (folder / "status.json").unlink(missing_ok=True)
-    return folder
+    return open_run(
+        arguments,
+        default_epochs=200,
+        complete=lambda new: setattr(new, "configuration", configuration(new)),
+        check=check_plan,
+        default_name=lambda new: f"{Path(new.dataset).stem}-{new.model}-{new.layers}",
+    )
 
 
 def check_plan(arguments: argparse.Namespace) -> None:
@@ -123,35 +88,9 @@ def check_plan(arguments: argparse.Namespace) -> None:
     section.chunks_for(arguments.workers, data.graph.num_nodes)
 
 
-def _newest(root: Path) -> Path:
-    runs = sorted(root.glob("*/config.json"), key=os.path.getmtime)
-    if not runs:
-        raise ValueError(f"train_gnn: resume must find a run, got none under {root}")
-    return runs[-1].parent
-
-
-def _command_line(folder: Path) -> list[str]:
-    return ["--runs", str(folder.parent), "--name", folder.name]
-
-
-def conclude(folder: Path, code: int) -> int:
-    """The launcher may exit with 0 though a worker was killed: believe only what worker 0 wrote."""
-    status = folder / "status.json"
-    if status.exists():
-        print(f"{json.loads(status.read_text())['state']}: see {folder}")
-        return code
-    print(f"failed: a worker ended early (exit code {code}); {folder} holds what was saved", file=sys.stderr)
-    return code or 1
-
-
 def configuration(arguments: argparse.Namespace) -> dict[str, Any]:
     """The DeepSpeed configuration with the command line's choices."""
-    try:
-        config = json.loads(Path(arguments.config).read_text())
-    except ValueError as error:
-        raise ValueError(f"train_gnn: config must be JSON, got {error} in {arguments.config}") from error
-    if not isinstance(config, dict):
-        raise ValueError(f"train_gnn: config must be a JSON object, got {type(config).__name__} in {arguments.config}")
+    config = read_config(arguments.config)
     parameters = config.setdefault("optimizer", {"type": "Adam", "params": {}}).setdefault("params", {})
     section = config.setdefault("gossamer", {})
     for target, key, value in [
@@ -190,8 +129,7 @@ def build(arguments: argparse.Namespace, data: Dataset) -> torch.nn.Module:
 
 def train(arguments: argparse.Namespace) -> int:
     """What every worker runs."""
-    folder = Path(arguments.runs) / arguments.name
-    arguments.__dict__.update(json.loads((folder / "config.json").read_text()))
+    folder = read_settings(arguments)
     stop = StopFlag()
     device = distributed.init_distributed(arguments.device)
     data = load(arguments)
@@ -218,18 +156,6 @@ def train(arguments: argparse.Namespace) -> int:
         monitor.finish("interrupted, --resume goes on" if stopped else "finished")
     distributed.leave_distributed()
     return 0
-
-
-class StopFlag:
-    """Set by Ctrl-C or SIGTERM; the workers agree on it at the end of an epoch."""
-
-    def __init__(self) -> None:
-        self.requested = False
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, self._request)
-
-    def _request(self, number: int, frame: object) -> None:
-        self.requested = True
 
 
 class Monitor:

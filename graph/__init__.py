@@ -12,7 +12,11 @@ from gossamer.graph.datasets import Dataset, load_dataset
 from gossamer.graph.drew import DRew, drew_width
 from gossamer.graph.drew_layers import DRewGatedGCNConv, DRewGCNConv, DRewGINConv
 from gossamer.graph.dropout import node_dropout, relu_dropout
+from gossamer.graph.event_sequence import EventSequences, event_sequences
+from gossamer.graph.forward_gnn import ForwardLayer, forward_gnn, predict_locally, train_greedily, train_together
 from gossamer.graph.grouping import group_and_slice
+from gossamer.graph.hetero import HeteroCSR, hetero_ppr_neighbors, hetero_walk_neighbors
+from gossamer.graph.id_embedding import IDEmbedding, RowwiseAdagrad
 from gossamer.graph.k_hop import k_hop, k_hop_count, k_hop_pairs
 from gossamer.graph.k_hop_transform import KHop, hop_edge_attr, hop_shells, prepare_shells
 from gossamer.graph.layers import (
@@ -29,16 +33,19 @@ from gossamer.graph.layers import (
 )
 from gossamer.graph.loader import LoaderProgress, SampleLoader
 from gossamer.graph.loader_source import SampledBatch
+from gossamer.graph.local_objectives import ForwardForward, LocalObjective, SingleForward
 from gossamer.graph.models import GCN, GCNII, GraphSAGE, ResGCN
 from gossamer.graph.partition import chunk_order, partition
 from gossamer.graph.positional import LaplacianPE, RandomWalkPE, laplacian_pe, random_walk_pe
-from gossamer.graph.ppr import ppr_neighbors
+from gossamer.graph.ppr import ppr_neighbors, walk_neighbors
 from gossamer.graph.queue import SharedMemoryQueue
 from gossamer.graph.rewiring import balanced_forman_curvature, fosr, sdrf
 from gossamer.graph.rewiring_transforms import SDRF, FoSR, TwoHop
+from gossamer.graph.sampled_sage import SampledSAGE
 from gossamer.graph.sampling import SampledSubgraph, neighbor_sample
 from gossamer.graph.shell_file import load_shells, save_shells
 from gossamer.graph.spn import SPN, MergedShells, SPNConv, merge_shells
+from gossamer.graph.temporal import TemporalEncoder, TemporalSAGE, long_term_loss, prefix_causal_mask
 
 __all__ = [
     "CSR", "CompressedCSR", "chunk_order", "partition", "Dataset", "load_dataset",
@@ -46,7 +53,12 @@ __all__ = [
     "GraphLayer", "GraphSequential", "GCNConv", "SAGEConv", "GCN2Conv", "ResidualBlock", "KeepInitial",
     "ForgetInitial", "NodeDropout", "ReLUDropout",
     "GCN", "GraphSAGE", "GCNII", "ResGCN",
-    "SampledSubgraph", "neighbor_sample", "ppr_neighbors", "AdaptiveFanout", "group_and_slice", "densify",
+    "ForwardLayer", "forward_gnn", "LocalObjective", "SingleForward", "ForwardForward",
+    "train_greedily", "train_together", "predict_locally",
+    "SampledSubgraph", "neighbor_sample", "ppr_neighbors", "walk_neighbors", "AdaptiveFanout", "group_and_slice",
+    "densify", "HeteroCSR", "hetero_ppr_neighbors", "hetero_walk_neighbors",
+    "SampledSAGE", "TemporalSAGE", "TemporalEncoder", "prefix_causal_mask", "long_term_loss", "EventSequences",
+    "event_sequences", "IDEmbedding", "RowwiseAdagrad",
     "SharedMemoryQueue", "SampleLoader", "SampledBatch", "LoaderProgress",
     "k_hop", "k_hop_count", "k_hop_pairs",
     "KHop", "hop_shells", "hop_edge_attr", "prepare_shells", "load_shells", "save_shells",

@@ -81,8 +81,7 @@ def check_ids(name: str, ids: Tensor, num_nodes: int) -> None:
         raise ValueError(f"{name} must hold node ids in [0, {num_nodes}), got {wrong}")
 
 
-def checked_edge_index(edge_index: Any) -> Tensor:
-    name = "CSR.from_edge_index: edge_index"
+def checked_edge_index(edge_index: Any, name: str = "CSR.from_edge_index: edge_index") -> Tensor:
     if not isinstance(edge_index, Tensor):
         raise TypeError(f"{name} must be a tensor, got {type(edge_index).__name__}")
     edge_index = edge_index.as_subclass(Tensor)  # PyG's EdgeIndex has rules of its own

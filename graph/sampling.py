@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from gossamer.graph.compressed import CompressedCSR
-from gossamer.graph.csr import CSR
+from gossamer.graph.csr import CSR, _col_dtype, _count_rows
+from gossamer.graph.sampling_device import sample_on_device
 from gossamer.graph.sampling_index import SamplingIndex, _signed, prepare_relation
 
 __all__ = ["SampledSubgraph", "check_fanout", "check_seeds", "neighbor_sample"]
@@ -40,6 +41,14 @@ class SampledSubgraph:
     num_sampled_nodes: list[int]
     num_sampled_edges: list[int]
 
+    def to_csr(self, num_hops: int | None = None) -> CSR:
+        """The first num_hops hops (None: all) as a graph of the local ids, whose edges are the first of this one."""
+        hops = len(self.num_sampled_edges) if num_hops is None else num_hops
+        num_nodes = sum(self.num_sampled_nodes[: hops + 1])
+        num_edges = sum(self.num_sampled_edges[:hops])
+        rowptr = _count_rows(self.col[:num_edges], num_nodes)
+        return CSR._trusted(rowptr, self.row[:num_edges].to(_col_dtype(num_nodes)), num_nodes)
+
 
 def neighbor_sample(
     graph: CSR | CompressedCSR,
@@ -61,10 +70,14 @@ def neighbor_sample(
     ``seeds`` - so equal seeds give equal samples for any number of threads, whatever else is in the batch. What a graph
     needs for weights and times is prepared on the first call and kept; its tensors must not change afterwards.
 
+    Seeds on a GPU are sampled there, from a graph on that GPU or in pinned host memory: uniformly or by weights, in one
+    subgraph of all seeds, with the result that the CPU gives. (The last resort of weighted sampling compares logarithms
+    in double precision, which may round otherwise on a GPU.)
+
     Args:
         graph: in-neighbours in CSR form; a CompressedCSR can be sampled uniformly, in one subgraph of all seeds.
-        seeds: [num_seeds], int64 or int32, node ids in [0, graph.num_nodes). A seed given twice is two nodes of the
-            result; edges refer to the first, unless the trees are disjoint.
+        seeds: [num_seeds], int64 or int32, node ids in [0, graph.num_nodes), on CPU or GPU. A seed given twice is two
+            nodes of the result; edges refer to the first, unless the trees are disjoint.
         fanouts: edges kept per node and hop, nearest hop first: a number of edges, -1 for all, or a share of the node's
             edges in (0, 1), rounded up.
         seed: random seed.
@@ -95,6 +108,12 @@ def neighbor_sample(
                 "neighbor_sample: graph must be a CSR for weights, times and disjoint trees, got a CompressedCSR"
             )
         return _sample_compressed(graph, seeds, fanouts, seed, replace)
+    if seeds.device.type != "cpu":
+        _check_device(graph, seeds, disjoint or seed_time is not None)
+        seeds = check_seeds("neighbor_sample", seeds, graph.num_nodes, on_cpu=False)
+        fanouts = [check_fanout("neighbor_sample", fanout) for fanout in fanouts]
+        out = sample_on_device(graph, seeds, fanouts, seed=seed, replace=replace, weighted=weighted)
+        return SampledSubgraph(out.node, out.row, out.col, out.edge, None, out.num_nodes, out.num_edges)
     index = _index_of(graph, weighted, seed_time is not None, node_time)
     raw = index.sample(
         [check_seeds("neighbor_sample", seeds, graph.num_nodes)],
@@ -138,13 +157,22 @@ def _check_choice(
         raise ValueError(f"neighbor_sample: window must be at least 0, got {window}")
 
 
-def check_seeds(function: str, seeds: Tensor, num_nodes: int) -> Tensor:
+def _check_device(graph: CSR, seeds: Tensor, trees: bool) -> None:
+    if trees:
+        raise ValueError(f"neighbor_sample: seeds must be on the CPU for times and disjoint trees, got {seeds.device}")
+    if graph.device != seeds.device and not (graph.rowptr.is_pinned() and graph.col.is_pinned()):
+        raise ValueError(
+            f"neighbor_sample: graph must be on {seeds.device} like the seeds or in pinned memory, got {graph.device}"
+        )
+
+
+def check_seeds(function: str, seeds: Tensor, num_nodes: int, *, on_cpu: bool = True) -> Tensor:
     """The seeds as int64, if they are node ids."""
     if seeds.dtype not in (torch.int64, torch.int32) or seeds.dim() != 1:
         raise TypeError(
             f"{function}: seeds must be a vector of int64 or int32, got {seeds.dim()} dimensions of {seeds.dtype}"
         )
-    if seeds.device.type != "cpu":
+    if on_cpu and seeds.device.type != "cpu":
         raise ValueError(f"{function}: seeds must be on the CPU, got {seeds.device}")
     if seeds.numel() and not (int(seeds.min()) >= 0 and int(seeds.max()) < num_nodes):
         raise ValueError(f"{function}: seeds must be in [0, {num_nodes}), got {int(seeds.min())} to {int(seeds.max())}")
@@ -176,7 +204,7 @@ def _index_of(graph: CSR, weighted: bool, timed: bool, node_time: Tensor | None)
 
 def _prepare(graph: CSR, weighted: bool, timed: bool, node_time: Tensor | None) -> SamplingIndex:
     if graph.rowptr.device.type != "cpu":
-        raise ValueError(f"neighbor_sample: graph must be on the CPU, got {graph.rowptr.device}")
+        raise ValueError(f"neighbor_sample: graph must be on the CPU like the seeds, got {graph.rowptr.device}")
     if weighted and graph.weight is None:
         raise ValueError("neighbor_sample: graph must have weights for weighted=True, got None")
     time = graph.time

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["Relation", "SamplingIndex", "prepare_relation"]
+__all__ = ["Relation", "SamplingIndex", "checked_weight", "prepare_relation"]
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ def prepare_relation(
         edge_ids = order if edge_ids is None else edge_ids[order]
     alias = cumulative = None
     if weight is not None:
-        weight = _checked_weight(weight)
+        weight = checked_weight(weight)
         alias = torch.ops.gossamer.alias_table(rowptr, weight)
         cumulative = None if time is None else torch.ops.gossamer.cumulative_weights(rowptr, weight)
     time = None if time is None else time.contiguous()
@@ -72,7 +72,8 @@ def _time_order(rowptr: Tensor, time: Tensor) -> Tensor | None:
     return order[torch.sort(rows[order], stable=True).indices]
 
 
-def _checked_weight(weight: Tensor) -> Tensor:
+def checked_weight(weight: Tensor) -> Tensor:
+    """The weights as float32, if they can be sampled by."""
     weight = weight.to(torch.float32).contiguous()
     if not bool((torch.isfinite(weight) & (weight >= 0)).all()):
         raise ValueError("neighbor_sample: weight must be finite and not negative, got a value that is not")

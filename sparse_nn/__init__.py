@@ -17,6 +17,7 @@ from gossamer.sparse_nn.hash_tables import (
     save_table,
 )
 from gossamer.sparse_nn.hashes import (
+    ContextualHashRouter,
     bigram_hash,
     oracle_future_hash,
     position_hash,
@@ -36,7 +37,8 @@ from gossamer.sparse_nn.routers import (
     WeightedHashRouter,
 )
 from gossamer.sparse_nn.routing import HashRouter, RandomRouter, Router, Routing
-from gossamer.sparse_nn.top_k_gate import Gating, top_k_gate
+from gossamer.sparse_nn.transformer import SparseTransformer
+from gossamer.sparse_nn.transformer_config import SparseTransformerConfig
 
 __all__ = [
     # hash tables
@@ -44,8 +46,9 @@ __all__ = [
     "save_table", "load_table", "LoadBalance", "load_balance",
     # contextual hashes
     "token_hash", "previous_token_hash", "bigram_hash", "position_hash", "oracle_future_hash",
+    "ContextualHashRouter",
     # the route plan
-    "RoutePlan", "hash_plan", "hash_gate", "top_k_gate", "Gating",
+    "RoutePlan", "hash_plan", "hash_gate",
     # rows to experts and back
     "dispatch", "combine", "expert_mlp",
     # attention over a cache
@@ -55,4 +58,6 @@ __all__ = [
     "Router", "Routing", "HashRouter", "WeightedHashRouter", "TopKRouter", "ExpertChoiceRouter",
     "BalancedAssignmentRouter", "SinkhornRouter", "RandomRouter", "importance_loss", "load_balance_loss", "load_loss",
     "router_z_loss", "MoE",
+    # the language model
+    "SparseTransformer", "SparseTransformerConfig",
 ]  # fmt: skip

@@ -10,8 +10,51 @@ import torch
 from torch import Tensor
 
 from gossamer.sparse_nn._checks import require, require_ids
+from gossamer.sparse_nn.route_plan import RoutePlan
+from gossamer.sparse_nn.routing import HashRouter, Routing, checked_token_ids
 
-__all__ = ["bigram_hash", "oracle_future_hash", "position_hash", "previous_token_hash", "token_hash"]
+__all__ = [
+    "ContextualHashRouter", "bigram_hash", "oracle_future_hash", "position_hash", "previous_token_hash", "token_hash",
+]  # fmt: skip
+
+CONTEXTS = ("previous_token", "bigram", "position", "oracle_future")
+
+
+class ContextualHashRouter(HashRouter):
+    """Like HashRouter, by the token before, by the bigram, by the position, or by the token to come.
+
+    Args:
+        context: previous_token, bigram, position or oracle_future (which leaks the label: never a model).
+        table: [vocab_size, k], in [0, num_experts); bigram and position use its size alone, and have k = 1.
+        num_experts: number of experts.
+        bos_id: token that stands before the first, and behind the last for the oracle.
+    """
+
+    def __init__(self, context: str, table: Tensor, num_experts: int, *, bos_id: int = 0) -> None:
+        require(context in CONTEXTS, "ContextualHashRouter", "context", f"one of {', '.join(CONTEXTS)}", repr(context))
+        super().__init__(table, num_experts)
+        vocab_size = table.shape[0]
+        require(0 <= bos_id < vocab_size, "ContextualHashRouter", "bos_id", f"in [0, {vocab_size})", bos_id)
+        self.context, self.bos_id = context, bos_id
+
+    def forward(self, x: Tensor, token_ids: Tensor | None = None) -> Routing:
+        """token_ids [..., sequence] keep their shape here: the context runs along the last dimension."""
+        checked_token_ids("ContextualHashRouter", token_ids, x)
+        assert token_ids is not None
+        return self.routing_of(self.expert_ids(token_ids).flatten(0, -2))
+
+    def hash_plan(self, token_ids: Tensor) -> RoutePlan:
+        return RoutePlan.from_expert_ids(self.expert_ids(token_ids).flatten(0, -2).contiguous(), self.num_experts)
+
+    def expert_ids(self, token_ids: Tensor) -> Tensor:
+        """[..., sequence] -> [..., sequence, k]."""
+        if self.context == "previous_token":
+            return previous_token_hash(self.table, token_ids, bos_id=self.bos_id)
+        if self.context == "bigram":
+            return bigram_hash(token_ids, self.num_experts, bos_id=self.bos_id)
+        if self.context == "position":
+            return position_hash(token_ids, self.num_experts)
+        return oracle_future_hash(self.table, token_ids, eos_id=self.bos_id)
 
 
 def token_hash(table: Tensor, token_ids: Tensor) -> Tensor:

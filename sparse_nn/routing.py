@@ -23,14 +23,12 @@ class Routing:
         gates: [num_tokens, k], float32; carries the gradient to the router.
         aux_loss: scalar to add to the training loss, weighted already.
         stats: numbers to watch, as tensors: ``load`` [E] is the share of routes per expert.
-        plan: the route plan, where the router made it on the way.
     """
 
     expert_ids: Tensor
     gates: Tensor
     aux_loss: Tensor
     stats: dict[str, Tensor] = field(default_factory=dict)
-    plan: RoutePlan | None = None
 
 
 class Router(nn.Module):
@@ -57,17 +55,13 @@ class Router(nn.Module):
 
     def plan(self, routing: Routing) -> RoutePlan:
         """The route plan of a routing, with the capacity of this router."""
-        if routing.plan is not None:
-            return routing.plan
-        return RoutePlan.from_expert_ids(
-            routing.expert_ids, self.num_experts, capacity=self.capacity(routing.expert_ids.numel())
-        )
+        return RoutePlan.from_expert_ids(routing.expert_ids, self.num_experts, capacity=self._capacity(routing))
 
-    def capacity(self, num_routes: int) -> int | None:
-        """Routes an expert keeps of a batch with so many; None keeps all."""
+    def _capacity(self, routing: Routing) -> int | None:
         if self.capacity_factor is None:
             return None
-        return max(self.min_capacity, round(self.capacity_factor * num_routes / self.num_experts))
+        mean = routing.expert_ids.numel() / self.num_experts
+        return max(self.min_capacity, round(self.capacity_factor * mean))
 
     def _load(self, expert_ids: Tensor) -> Tensor:
         ids = expert_ids.detach().flatten().long()
@@ -100,15 +94,16 @@ class HashRouter(Router):
 
     def forward(self, x: Tensor, token_ids: Tensor | None = None) -> Routing:
         ids = checked_token_ids(type(self).__name__, token_ids, x)
-        return self._routing(self.table[ids], x)
+        return self.routing_of(self.table[ids])
 
     def hash_plan(self, token_ids: Tensor) -> RoutePlan:
         """The plan of a batch, to hand to every layer that hashes with this table."""
         return hash_plan(self.table, token_ids, self.num_experts)
 
-    def _routing(self, expert_ids: Tensor, x: Tensor) -> Routing:
-        gates = torch.ones(expert_ids.shape, device=x.device)
-        return Routing(expert_ids.int(), gates, x.new_zeros((), dtype=torch.float32), {"load": self._load(expert_ids)})
+    def routing_of(self, expert_ids: Tensor) -> Routing:
+        """What this router says of tokens that go to expert_ids [num_tokens, k]."""
+        gates = torch.ones(expert_ids.shape, device=expert_ids.device)
+        return Routing(expert_ids.int(), gates, gates.new_zeros(()), {"load": self._load(expert_ids)})
 
 
 class RandomRouter(Router):

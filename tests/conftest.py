@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -33,6 +34,15 @@ IMPORT = re.compile(r"^(?:import|from) (\w+)", re.MULTILINE)
 def device(request: pytest.FixtureRequest) -> str:
     """Every device that operators run on; CUDA cases are skipped where there is no GPU."""
     return request.param
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Torch with one thread; afterwards with as many as before."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 def missing_packages(path: Path) -> set[str]:

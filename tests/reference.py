@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -162,38 +164,6 @@ def hash_gate(x: Tensor, weight: Tensor, table: Tensor, token_ids: Tensor, scale
     return ids.int(), scale * scores / scores.sum(1, keepdim=True)
 
 
-def top_k_gate(logits: Tensor, k: int, score: str = "softmax", bias: Tensor | None = None, normalize: bool = False,
-               scale: float = 1.0, num_groups: int = 1, top_groups: int = 1):  # fmt: skip
-    """Expert ids, gates and score sums; the order of a sort that is stable, so that the lower expert comes first."""
-    softplus = lambda x: torch.nn.functional.softplus(x, threshold=700).sqrt()  # noqa: E731
-    function = {"softmax": lambda x: x.softmax(1), "sigmoid": torch.sigmoid, "sqrt_softplus": softplus}[score]
-    scores = function(logits.double())
-    choice = scores.detach() if bias is not None or num_groups > 1 else logits.detach()
-    choice = choice + (0 if bias is None else bias)
-    groups = choice.unflatten(1, (num_groups, -1))
-    best = groups.topk(min(2, groups.shape[2]), dim=2).values.sum(2).sort(dim=1, descending=True, stable=True).indices
-    dropped = torch.ones(groups.shape[:2], dtype=torch.bool).scatter(1, best[:, :top_groups], False)
-    choice = groups.masked_fill(dropped[..., None], float("-inf")).flatten(1)
-    ids = choice.sort(dim=1, descending=True, stable=True).indices[:, :k]
-    gates = scores.gather(1, ids)
-    gates = scale * (gates / (gates.sum(1, keepdim=True) + 1e-20) if normalize else gates)
-    return ids.int(), gates, (scores / scores.sum(1, keepdim=True)).sum(0)
-
-
-def locations(expert_ids: Tensor, capacity: int, first_choices_first: bool = False) -> Tensor:
-    """Place of every route within its expert, -1 beyond the capacity, route by route."""
-    taken: dict[int, int] = {}
-    out = torch.full_like(expert_ids, -1)
-    num_tokens, k = expert_ids.shape
-    by_token = [(t, j) for t in range(num_tokens) for j in range(k)]
-    for t, j in sorted(by_token, key=lambda route: route[1]) if first_choices_first else by_token:
-        place = taken.setdefault(int(expert_ids[t, j]), 0)
-        if place < capacity:
-            out[t, j] = place
-            taken[int(expert_ids[t, j])] += 1
-    return out
-
-
 def ppr(graph, seeds: Tensor, alpha: float) -> Tensor:
     """[num_seeds, num_nodes]: personalised PageRank by power iteration; without a next node walks end."""
     step = torch.zeros(graph.num_nodes, graph.num_nodes, dtype=torch.float64)
@@ -206,6 +176,37 @@ def ppr(graph, seeds: Tensor, alpha: float) -> Tensor:
     while float(walks.sum()) > 1e-13:
         score += walks * stop
         walks = (walks * (1 - stop)) @ step
+    return score
+
+
+def cut_off_ppr(graph, seeds: Tensor, alpha: float, num_steps: int) -> Tensor:
+    """[num_seeds, num_nodes]: the terms of ``ppr`` up to step num_steps."""
+    score = torch.zeros(len(seeds), graph.num_nodes, dtype=torch.float64)
+    for i, first in enumerate(seeds.tolist()):
+        walks = {first: 1.0}
+        for _ in range(num_steps + 1):
+            moved: dict[int, float] = {}
+            for node, share in walks.items():
+                sources = graph.col[graph.rowptr[node] : graph.rowptr[node + 1]].tolist()
+                score[i, node] += share * (alpha if sources else 1)
+                for source in sources:
+                    moved[source] = moved.get(source, 0.0) + share * (1 - alpha) / len(sources)
+            walks = moved
+    return score
+
+
+def walk_scores(graph, first: int, num_walks: int, num_steps: int, alpha: float, seed: int) -> Tensor:
+    """[num_nodes]: the share of the walks, each kept up by the numbers of the operator, that stops at each node."""
+    score = torch.zeros(graph.num_nodes, dtype=torch.float64)
+    for walk in range(num_walks):
+        node, moving = first, 1 / num_walks
+        for step in range(num_steps + 1):
+            sources = graph.col[graph.rowptr[node] : graph.rowptr[node + 1]].tolist()
+            score[node] += moving * (alpha if sources else 1)
+            if not sources:
+                break
+            moving *= 1 - alpha
+            node = sources[random_draw(seed, 0, first, walk * num_steps + step) * len(sources) >> 64]
     return score
 
 
@@ -298,3 +299,45 @@ def elias_fano_row(columns: list[int], num_nodes: int) -> bytes:
     bits = sum(1 << ((column >> low) + i) for i, column in enumerate(columns))
     bits += sum((column & ((1 << low) - 1)) << (length + i * low) for i, column in enumerate(columns))
     return bits.to_bytes((length + len(columns) * low + 7) // 8, "little")
+
+
+def temporal_encoder(encoder, prefix: Tensor, events: Tensor, num_events: Tensor, age: Tensor | None) -> Tensor:
+    """TemporalEncoder with its own weights: token by token, softmax over the prefix and the earlier tokens."""
+    rows = []
+    for b in range(len(prefix)):
+        tokens = list(prefix[b])
+        for j in range(events.shape[1]):
+            token = encoder.event(events[b, j]) + encoder.position[max(int(num_events[b]) - 1 - j, 0)]
+            if age is not None:
+                angles = [math.log(1 + float(age[b, j])) * 2 ** (-2 + 5 * f / 3) for f in range(4)]
+                sines = [math.sin(angle) for angle in angles] + [math.cos(angle) for angle in angles]
+                token = token + encoder.age.weight @ torch.tensor(sines, dtype=torch.float64)
+            tokens.append(token)
+        for block in encoder.blocks:
+            tokens = _temporal_block(block, tokens, prefix.shape[1])
+        rows.append(torch.stack([encoder.norm(token) for token in tokens]))
+    return torch.stack(rows)
+
+
+def _temporal_block(block, tokens: list[Tensor], num_prefix: int) -> list[Tensor]:
+    width = len(tokens[0]) // block.num_heads
+    qkv = [block.qkv(block.norm_attention(token)).view(3, block.num_heads, width) for token in tokens]
+    out = []
+    for i, token in enumerate(tokens):
+        seen = [j for j in range(len(tokens)) if j < num_prefix or j <= i]
+        heads = []
+        for h in range(block.num_heads):
+            scores = torch.stack([qkv[i][0, h] @ qkv[j][1, h] / width**0.5 for j in seen]).softmax(0)
+            heads.append(sum(score * qkv[j][2, h] for score, j in zip(scores, seen)))
+        token = token + block.out(torch.cat(heads))
+        out.append(token + block.mlp(block.norm_mlp(token)))
+    return out
+
+
+def long_term_loss(predicted: Tensor, future: Tensor, valid: Tensor) -> Tensor:
+    """Mean over the valid future events of the log softmax of their score among those of the same place."""
+    losses = []
+    for b, n in valid.nonzero().tolist():
+        scores = [predicted[b] @ future[c, n] for c in range(len(predicted)) if valid[c, n]]
+        losses.append(torch.logsumexp(torch.stack(scores), 0) - predicted[b] @ future[b, n])
+    return torch.stack(losses).mean() if losses else predicted.new_zeros(())

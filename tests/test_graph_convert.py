@@ -4,6 +4,7 @@ import importlib
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -187,28 +188,14 @@ def test_wrong_arguments(tmp_path):
     assert main([str(tmp_path / "missing.csv"), str(tmp_path / "graph")]) == 2
 
 
-CAPPED = r"""
-import re, sys
-from pathlib import Path
-import numpy, torch
-from gossamer.graph.convert import convert
-now = lambda name: int(re.search(name + r":\s+(\d+) kB", Path("/proc/self/status").read_text())[1])
-numpy.savez(sys.argv[2], edge_index=numpy.zeros((2, 9), int))
-convert([sys.argv[2] + ".npz"], sys.argv[2])  # what is loaded at the first call is not counted
-Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
-before = now("VmRSS")
-convert([sys.argv[1]], sys.argv[2], memory=16 << 20)
-print((now("VmHWM") - before) / 1024)
-"""
-
-
 @pytest.mark.skipif(not os.access("/proc/self/clear_refs", os.W_OK), reason="needs Linux, to measure memory")
 @pytest.mark.skipif("libasan" in os.environ.get("LD_PRELOAD", ""), reason="the sanitizer keeps freed memory")
 def test_memory_stays_below_the_cap(tmp_path):
     """48 MB of edges within 16 MiB, and a few for the interpreter."""
     index = np.random.default_rng(0).integers(0, 20_000, (2, 3_000_000))
     np.savez(tmp_path / "edges.npz", edge_index=index)
-    command = [sys.executable, "-c", CAPPED, str(tmp_path / "edges.npz"), str(tmp_path / "graph")]
+    script = Path(__file__).parents[1] / "benchmarks" / "convert_memory.py"
+    command = [sys.executable, str(script), str(tmp_path / "edges.npz"), str(tmp_path / "graph"), str(16 << 20)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert float(done.stdout) < 24, "MiB beyond the library"

@@ -11,12 +11,7 @@ from gossamer.graph import CSR, DRew, DRewGatedGCNConv, DRewGCNConv, DRewGINConv
 NUM_NODES, CHANNELS, NUM_LAYERS = 20, 6, 5
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def two_graphs():

@@ -11,13 +11,7 @@ from gossamer.graph import CSR, k_hop, k_hop_count, k_hop_pairs
 
 import reference
 
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def random_graph(seed):

@@ -92,5 +92,6 @@ def test_wrong_inputs(change, message):
 def test_opcheck():
     graph = undirected()
     torch.library.opcheck(
-        torch.ops.gossamer.ppr_neighbors.default, (graph.rowptr, graph.col, torch.tensor([0, 5]), 7, 0.15, 1e-3)
+        torch.ops.gossamer.ppr_neighbors.default,
+        (graph.rowptr, graph.col, torch.tensor([0, 5]), 7, 0.15, 1e-3, [150, 50]),
     )

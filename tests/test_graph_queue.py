@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import os
-import random
 import signal
 import subprocess
 import sys
@@ -17,6 +16,8 @@ import pytest
 import torch
 
 from gossamer.graph import SharedMemoryQueue
+
+import killed_producers
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="shared memory without a name needs Linux")
 SECONDS = 30  # more than any wait here takes
@@ -176,43 +177,13 @@ def test_several_producers_and_consumers(method):
             assert [x for x in mine if x[0] == s] == sorted(x for x in mine if x[0] == s)
 
 
-def write_patterns(queue: SharedMemoryQueue, number: int) -> None:
-    x = torch.empty(1 << 15, dtype=torch.int64)
-    while True:
-        number += 1
-        queue.put({"x": x.fill_(number), "number": torch.tensor(number)})
-
-
 @pytest.mark.launch
 def test_100_killed_producers():
     """No batch torn, no wait above a second, every slot free at the end."""
-    random.seed(0)
-    queue = SharedMemoryQueue(3, 1 << 19)
-    steady = FORK.Process(target=write_patterns, args=(queue, 0), daemon=True)
-    steady.start()
-    longest = 0.0
-    try:
-        for kill in range(100):
-            victim = FORK.Process(target=write_patterns, args=(queue, 1 << 32), daemon=True)
-            victim.start()
-            stop = time.monotonic() + random.uniform(0, 0.02)
-            while victim.is_alive():
-                if time.monotonic() > stop:
-                    victim.kill()
-                start = time.monotonic()
-                batch = queue.get(timeout=10)
-                longest = max(longest, time.monotonic() - start)
-                assert bool((batch["x"] == batch["number"]).all()), f"a torn batch after {kill} kills"
-                del batch
-            victim.join()
-    finally:
-        steady.kill()
-        steady.join()
-    assert longest < 1
-    queue.recover()
-    while queue.counts()["ready"]:
-        queue.get(timeout=0)
-    assert queue.counts()["free"] == 3
+    found = killed_producers.survive(100)
+    assert found.longest < 1
+    assert found.num_torn == 0
+    assert found.num_lost == 0
 
 
 PARENT = """

@@ -10,13 +10,7 @@ from gossamer.graph import CSR, balanced_forman_curvature, fosr, sdrf
 
 import reference
 
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def random_adjacency(seed, num_nodes=None):

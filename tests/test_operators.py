@@ -33,6 +33,8 @@ MEASURED_WITHIN = {
     "k_hop_count": "k_hop",
     "alias_table": "neighbor_sample",
     "cumulative_weights": "neighbor_sample",
+    "sample_bounds": "neighbor_sample",
+    "sample_rows": "neighbor_sample",
     "compress_rows": "CompressedCSR",
     "decompress_rows": "CompressedCSR",
     "neighbor_sample_compressed": "CompressedCSR",

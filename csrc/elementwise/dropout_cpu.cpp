@@ -1,6 +1,7 @@
 #include "common/huge_pages.h"
 #include "common/tensor.h"
 #include "elementwise/dropout_key.h"
+#include "elementwise/dropout_types.h"
 #define GOSSAMER_KERNEL "elementwise/dropout.h"
 #include "common/foreach_isa.h"
 
@@ -8,18 +9,6 @@ namespace gossamer {
 namespace {
 
 constexpr int64_t kGrainElements = 1 << 15;
-
-// Calls function with a value of the type of the tensor's elements.
-template <typename Function>
-void dispatch_type(const Tensor& x, const Function& function) {
-  switch (x.scalar_type()) {
-    case ScalarType::Float: return function(float{});
-    case ScalarType::Double: return function(double{});
-    case ScalarType::BFloat16: return function(BFloat16{});
-    case ScalarType::Half: return function(Half{});
-    default: GOSSAMER_CHECK(false, "dropout: x must be float32, float64, bfloat16 or float16");
-  }
-}
 
 // Runs loop(key, source, target, num_features, begin, end) over the rows of x.
 template <typename Loop>

@@ -3,6 +3,7 @@
 
 #include "common/cuda.cuh"
 #include "elementwise/dropout_key.h"
+#include "elementwise/dropout_types.h"
 
 namespace gossamer {
 namespace {
@@ -41,17 +42,6 @@ __global__ void relu_dropout_backward_kernel(const scalar_t* __restrict__ grad, 
   for (int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x; i < num_elements; i += stride) {
     const acc_t value = static_cast<acc_t>(grad[i]) * acc_t(scale);
     grad_x[i] = static_cast<scalar_t>(static_cast<acc_t>(out[i]) <= 0 ? acc_t(0) : value);
-  }
-}
-
-template <typename Function>
-void dispatch_type(const Tensor& x, const Function& function) {
-  switch (x.scalar_type()) {
-    case ScalarType::Float: return function(float{});
-    case ScalarType::Double: return function(double{});
-    case ScalarType::BFloat16: return function(BFloat16{});
-    case ScalarType::Half: return function(Half{});
-    default: GOSSAMER_CHECK(false, "dropout: x must be float32, float64, bfloat16 or float16");
   }
 }
 

@@ -2,22 +2,13 @@
 // atomic and every sum has one order.
 #pragma once
 
-#include <string>
-
 #include "moe/cuda_types.cuh"
-#include "moe/expert_args.h"
+#include "moe/make_expert_args.h"
 
 namespace gossamer {
 
 constexpr int kExpertThreads = 256;
 constexpr int kWarp = 32;
-
-inline Activation activation_named(const std::string& name) {
-  if (name == "relu") return Activation::kRelu;
-  if (name == "gelu") return Activation::kGelu;
-  GOSSAMER_CHECK(name == "swiglu", "expert_mlp: activation must be relu, gelu or swiglu, got ", name);
-  return Activation::kSwiglu;
-}
 
 // The expert that owns a position: the last e with offsets[e] <= position.
 __device__ inline int64_t expert_of(const int32_t* offsets, int64_t num_experts, int64_t position) {
@@ -81,29 +72,6 @@ inline Tensor inverse_of(const Tensor& order, int64_t num_routes) {
       order.const_data_ptr<int32_t>(), inverse.mutable_data_ptr<int32_t>(), order.size(0), num_routes);
   check_launch("expert_mlp");
   return inverse;
-}
-
-template <typename scalar_t>
-ExpertArgs<scalar_t> expert_args(const Tensor& x, const Tensor& order, const Tensor& offsets,
-                                 const OptionalTensor& gates, const Tensor& w_in, const Tensor& w_out, int64_t k,
-                                 const std::string& activation, double limit) {
-  ExpertArgs<scalar_t> args{};
-  args.x = x.const_data_ptr<scalar_t>();
-  args.order = order.const_data_ptr<int32_t>();
-  args.offsets = offsets.const_data_ptr<int32_t>();
-  args.gates = data_or_null<typename ExpertArgs<scalar_t>::acc_t>(gates);
-  args.w_in = w_in.const_data_ptr<scalar_t>();
-  args.w_out = w_out.const_data_ptr<scalar_t>();
-  args.num_tokens = x.size(0);
-  args.num_experts = w_in.size(0);
-  args.d_model = x.size(1);
-  args.d_ff = w_out.size(2);
-  args.k = static_cast<int32_t>(k);
-  args.activation = activation_named(activation);
-  args.limit = static_cast<typename ExpertArgs<scalar_t>::acc_t>(limit);
-  GOSSAMER_CHECK((args.activation == Activation::kSwiglu ? 2 : 1) * args.d_ff == w_in.size(1),
-                 "expert_mlp: w_in must be [E, 2 f, d] for swiglu, else [E, f, d]");
-  return args;
 }
 
 }  // namespace gossamer

@@ -1,4 +1,4 @@
-#include <cstring>
+#include <numeric>
 #include <string>
 #include <utility>
 #include <vector>
@@ -6,19 +6,17 @@
 #include "common/tensor.h"
 #include "sampling/sample_disjoint.h"
 #include "sampling/sample_shared.h"
+#include "sampling/sample_tensors.h"
 
 namespace gossamer {
 namespace {
 
-using sampling::Block;
+using sampling::Parallel;
 using sampling::Relation;
 using sampling::Request;
 using sampling::Sample;
 using sampling::Temporal;
 using Tensors = std::vector<Tensor>;
-
-// Local ids must fit between the base of a call and the end of 32 bits.
-constexpr uint32_t kLargestBase = uint32_t{1} << 31;
 
 Temporal temporal_of(const std::string& name) {
   if (name == "uniform") return Temporal::kUniform;
@@ -61,109 +59,11 @@ Relation relation_of(const Tensor& rowptr, const Tensor& col) {
   return relation;
 }
 
-// Runs its argument on every thread that torch would use.
-struct Parallel {
-  template <typename Worker>
-  void operator()(const Worker& worker) const {
-    torch::stable::parallel_for(0, torch::stable::get_num_threads(), 1, [&](int64_t begin, int64_t end) {
-      for (int64_t i = begin; i < end; ++i) worker();
-    });
-  }
-};
-
-// The table that is kept between calls ends with the base of the next call.
-Sample sample_with_table(const Request& request, Tensor& table) {
-  GOSSAMER_CHECK_TENSOR(table, 1, "neighbor_sample");
-  int64_t total = 0;
-  for (const int64_t n : request.num_nodes) total += n;
-  GOSSAMER_CHECK(table.numel() == total + 1, "neighbor_sample: table must have one entry per node and one more, got ",
-                 table.numel());
-  uint32_t* entries = reinterpret_cast<uint32_t*>(table.mutable_data_ptr<int32_t>());
-  uint32_t& next_base = entries[total];
-  if (next_base == 0 || next_base > kLargestBase) {
-    std::memset(entries, 0, table.numel() * sizeof(uint32_t));
-    next_base = 1;
-  }
-  Sample sample = sampling::sample_shared(request, entries, next_base, Parallel{});
-  size_t largest = 0;
-  for (const auto& nodes : sample.node) largest = std::max(largest, nodes.size());
-  next_base += static_cast<uint32_t>(largest);
-  return sample;
-}
-
-Tensor new_vector(int64_t size) { return torch::stable::empty({size}, ScalarType::Long); }
-
-Tensor to_tensor(const std::vector<int64_t>& values) {
-  Tensor tensor = new_vector(static_cast<int64_t>(values.size()));
-  if (!values.empty()) std::memcpy(tensor.mutable_data_ptr<int64_t>(), values.data(), values.size() * sizeof(int64_t));
-  return tensor;
-}
-
-struct EdgeOutput {
-  int64_t* row;
-  int64_t* col;
-  int64_t* edge;
-};
-
-// The caller's numbers of the edges at some positions.
-void write_edge_ids(const int64_t* edge_ids, const int64_t* position, int64_t size, int64_t* out) {
-  for (int64_t i = 0; i < size; ++i) {
-    if (i + sampling::kPrefetchAhead < size) __builtin_prefetch(edge_ids + position[i + sampling::kPrefetchAhead]);
-    out[i] = edge_ids[position[i]];
-  }
-}
-
-void write_block(const Block& block, const int64_t* edge_ids, const EdgeOutput& out) {
-  std::copy_n(block.source.get(), block.size, out.row);
-  if (edge_ids != nullptr) {
-    write_edge_ids(edge_ids, block.position.get(), block.size, out.edge);
-  } else {
-    std::copy_n(block.position.get(), block.size, out.edge);
-  }
-  int64_t* col = out.col;
-  for (size_t i = 0; i < block.count.size(); ++i) {
-    col = std::fill_n(col, block.count[i], block.first_target + static_cast<int64_t>(i));
-  }
-}
-
-// Appends row, col and edge of every relation, each of the exact size.
-void write_edges(const Sample& sample, const std::vector<Relation>& relations, Tensors& out) {
-  std::vector<EdgeOutput> next;
-  for (size_t r = 0; r < relations.size(); ++r) {
-    int64_t size = 0;
-    for (const int64_t n : sample.num_edges[r]) size += n;
-    int64_t* data[3];
-    for (int64_t*& d : data) {
-      out.push_back(new_vector(size));
-      d = out.back().mutable_data_ptr<int64_t>();
-    }
-    next.push_back({data[0], data[1], data[2]});
-  }
-  std::vector<EdgeOutput> places;
-  for (const Block& block : sample.blocks) {
-    EdgeOutput& place = next[block.relation];
-    places.push_back(place);
-    place = {place.row + block.size, place.col + block.size, place.edge + block.size};
-  }
-  torch::stable::parallel_for(0, static_cast<int64_t>(places.size()), 16, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) {
-      write_block(sample.blocks[i], relations[sample.blocks[i].relation].edge_ids, places[i]);
-    }
+Sample sample_shared(const Request& request, Tensor& table) {
+  const int64_t num_nodes = std::accumulate(request.num_nodes.begin(), request.num_nodes.end(), int64_t{0});
+  return sampling::sample_with_table(table, num_nodes, "neighbor_sample", [&](uint32_t* entries, uint32_t base) {
+    return sampling::sample_shared(request, entries, base, Parallel{});
   });
-}
-
-// node (and batch) of each type, then row, col and edge of each relation, then the counts of nodes and of edges per
-// hop.
-Tensors pack(const Sample& sample, const std::vector<Relation>& relations) {
-  Tensors out;
-  for (size_t type = 0; type < sample.node.size(); ++type) {
-    out.push_back(to_tensor(sample.node[type]));
-    if (!sample.batch.empty()) out.push_back(to_tensor(sample.batch[type]));
-  }
-  write_edges(sample, relations, out);
-  for (const auto& counts : sample.num_nodes) out.push_back(to_tensor(counts));
-  for (const auto& counts : sample.num_edges) out.push_back(to_tensor(counts));
-  return out;
 }
 
 Tensors neighbor_sample_cpu(Tensors rowptr, Tensors col, Tensors weight, Tensors alias, Tensors cumulative,
@@ -192,9 +92,11 @@ Tensors neighbor_sample_cpu(Tensors rowptr, Tensors col, Tensors weight, Tensors
   request.window = window.value_or(-1);
   request.replace = replace;
   request.temporal = temporal_of(temporal);
-  const Sample sample = disjoint ? sampling::sample_disjoint(request, Parallel{}) : sample_with_table(request, table);
+  const Sample sample = disjoint ? sampling::sample_disjoint(request, Parallel{}) : sample_shared(request, table);
   GOSSAMER_CHECK(sample.valid, "neighbor_sample: graph must have columns in [0, num_nodes)");
-  return pack(sample, request.relations);
+  std::vector<const int64_t*> numbers;
+  for (const Relation& relation : request.relations) numbers.push_back(relation.edge_ids);
+  return sampling::pack(sample, numbers);
 }
 
 }  // namespace

@@ -10,6 +10,8 @@
 #include <new>
 #include <vector>
 
+#include "sampling/top_nodes.h"
+
 namespace gossamer::sampling {
 
 // The invariant of the method: ppr(seed) = sum over nodes of estimate[u] * unit(u) + residual[u] * ppr(u).
@@ -23,23 +25,25 @@ struct PushState {
 template <typename index_t>
 class ForwardPush {
  public:
-  ForwardPush(const int64_t* rowptr, const index_t* col, int64_t num_nodes, double alpha, double eps)
+  ForwardPush(const int64_t* rowptr, const index_t* col, std::vector<int64_t> type_end, double alpha, double eps)
       : rowptr_(rowptr),
         col_(col),
-        num_edges_(rowptr[num_nodes]),
+        type_end_(std::move(type_end)),
+        num_edges_(rowptr[type_end_.back()]),
         alpha_(static_cast<float>(alpha)),
         eps_(eps),
         // Zeroed by the system page by page, when a page is first met: a call with few seeds stays cheap.
-        states_(static_cast<PushState*>(std::calloc(std::max<int64_t>(num_nodes, 1), sizeof(PushState))), &std::free) {
+        states_(static_cast<PushState*>(std::calloc(std::max<int64_t>(type_end_.back(), 1), sizeof(PushState))),
+                &std::free) {
     if (!states_) throw std::bad_alloc();
   }
 
-  // Writes the top_k nodes by score, largest first, equal scores by id, then -1 with score 0.
-  void run(int64_t seed, int64_t top_k, int64_t* node, float* score) {
+  void run(int64_t seed, const TopOutput& out) {
     add(seed, 1);
     for (size_t head = 0; head < queue_.size(); ++head) push(queue_[head]);
     queue_.clear();
-    write_top(top_k, node, score);
+    rank();
+    write_top(ranked_, type_end_, out);
     for (const int64_t u : met_) states_.get()[u].residual = states_.get()[u].estimate = 0;
     met_.clear();
   }
@@ -90,34 +94,15 @@ class ForwardPush {
     }
   }
 
-  void write_top(int64_t top_k, int64_t* node, float* score) {
-    rank();
-    const int64_t count = std::min<int64_t>(top_k, static_cast<int64_t>(ranked_.size()));
-    const auto last = ranked_.begin() + count;
-    std::nth_element(ranked_.begin(), last, ranked_.end());
-    std::sort(ranked_.begin(), last);
-    for (int64_t i = 0; i < top_k; ++i) {
-      node[i] = i < count ? ranked_[i].node : -1;
-      score[i] = i < count ? ranked_[i].score : 0;
-    }
-  }
-
-  struct Ranked {
-    float score;
-    int64_t node;
-    bool operator<(const Ranked& other) const {
-      return score > other.score || (score == other.score && node < other.node);
-    }
-  };
-
   const int64_t* const rowptr_;
   const index_t* const col_;
+  const std::vector<int64_t> type_end_;
   const int64_t num_edges_;
   const float alpha_;
   const double eps_;
   std::unique_ptr<PushState[], decltype(&std::free)> states_;
   std::vector<int64_t> queue_, met_;
-  std::vector<Ranked> ranked_;
+  std::vector<ScoredNode> ranked_;
 };
 
 }  // namespace gossamer::sampling

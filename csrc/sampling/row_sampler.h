@@ -1,19 +1,16 @@
-// Chooses edges of one row of a CSR graph: the laws of neighbour sampling, without torch and without memory of earlier
-// rows. Positions are indices into col; a row is the range [begin, end) of positions that may be chosen.
-//
-// A law proposes single edges (with replacement). Rejecting proposals that were seen before gives the successive
-// sampling law, the same as Efraimidis and Spirakis 2006 (algorithm A); after a bounded number of rejections the rest
-// is drawn by their exponential keys in one pass over the row, which continues the same law exactly.
+// Chooses edges of one row of a CSR graph by the laws of neighbour sampling, with the memory that makes it fast on a
+// CPU: without torch and without memory of earlier rows.
 #pragma once
 
 #include <algorithm>
-#include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
 #include "common/random.h"
+#include "sampling/laws.h"
 
 namespace gossamer::sampling {
 
@@ -35,18 +32,6 @@ struct Relation {
 
   int64_t source(int64_t position) const { return col32 ? col32[position] : col64[position]; }
 };
-
-struct Row {
-  int64_t begin;
-  int64_t end;
-  int64_t size() const { return end - begin; }
-};
-
-inline int64_t row_fanout(double fanout, int64_t size) {
-  if (fanout < 0) return size;
-  return fanout < 1 ? static_cast<int64_t>(std::ceil(fanout * static_cast<double>(size)))
-                    : static_cast<int64_t>(fanout);
-}
 
 // Number of leading elements of a sorted range that satisfy `holds`, without branches: each test is a coin flip.
 template <typename scalar_t, typename Predicate>
@@ -87,34 +72,6 @@ class OffsetSet {
 
   std::vector<uint64_t> table_;
   uint64_t mask_ = 0;
-};
-
-// Laws: whether there is anything to propose from, one proposal (-1 for none), and the weight behind the proposals.
-
-struct UniformLaw {
-  Row row;
-  bool has_mass() const { return row.size() > 0; }
-  int64_t propose(Random& random) const { return row.begin + static_cast<int64_t>(random.below(row.size())); }
-  double weight(int64_t) const { return 1; }
-};
-
-constexpr uint64_t kNoMass = ~uint64_t{0};
-
-// The whole row in proportion to its weights, in constant time (Walker 1977): each entry holds the probability that it
-// keeps its proposal, times 2^32, above the row offset that gets the proposal otherwise.
-struct AliasLaw {
-  Row row;
-  const uint64_t* alias;
-  const float* weights;
-  bool has_mass() const { return row.size() > 0; }  // a look at the table would be a cache miss: propose() does it
-  int64_t propose(Random& random) const {
-    uint32_t coin;
-    const int64_t position = row.begin + static_cast<int64_t>(random.below(row.size(), &coin));
-    const uint64_t entry = alias[position];
-    if (entry == kNoMass) return -1;
-    return coin < entry >> 32 ? position : row.begin + static_cast<int64_t>(entry & 0xffffffff);
-  }
-  double weight(int64_t position) const { return weights[position]; }
 };
 
 // Part of a row in proportion to its weights, by bisection of their sums. `row_begin` is where the sums start.
@@ -169,7 +126,7 @@ class RowSampler {
   [[gnu::always_inline]] void prefetch(const Relation& relation, Row row, bool whole, Random random) const {
     if (!relation.weight) return;
     const int64_t count = bound(relation, row);
-    if (takes_all(relation, row, count)) return __builtin_prefetch(relation.weight + row.begin);
+    if (takes_all(relation.fanout, row.size(), count, replace_)) return __builtin_prefetch(relation.weight + row.begin);
     if (!whole) {
       __builtin_prefetch(relation.cumulative + row.end - 1);
       __builtin_prefetch(relation.cumulative + std::max(row.begin - 1, int64_t{0}));
@@ -179,17 +136,14 @@ class RowSampler {
   }
 
   // Room that sample() needs for a row.
-  int64_t bound(const Relation& relation, Row row) const {
-    const int64_t fanout = row_fanout(relation.fanout, row.size());
-    if (relation.fanout < 0) return row.size();
-    return replace_ ? (row.size() > 0 ? fanout : 0) : std::min(fanout, row.size());
-  }
+  int64_t bound(const Relation& relation, Row row) const { return row_bound(relation.fanout, row.size(), replace_); }
 
   // Writes the chosen positions of the visible part `row` of a row `full`, and returns their number.
   int64_t sample(const Relation& relation, Row row, Row full, Random random, int64_t* out) {
     const int64_t count = bound(relation, row);
     if (count == 0) return 0;
-    if (takes_all(relation, row, count) || temporal_ == Temporal::kLast) return take_last(relation, row, count, out);
+    if (takes_all(relation.fanout, row.size(), count, replace_) || temporal_ == Temporal::kLast)
+      return take_last(relation, row, count, out);
     if (!relation.weight) return sample_time(UniformLaw{row}, row, count, random, out);
     if (row.size() == full.size()) {
       return sample_time(AliasLaw{row, relation.alias, relation.weight}, row, count, random, out);
@@ -198,10 +152,6 @@ class RowSampler {
   }
 
  private:
-  bool takes_all(const Relation& relation, Row row, int64_t count) const {
-    return relation.fanout < 0 || (!replace_ && count == row.size());
-  }
-
   // The last `count` positions of positive weight, ascending.
   static int64_t take_last(const Relation& relation, Row row, int64_t count, int64_t* out) {
     int64_t size = 0;
@@ -218,48 +168,13 @@ class RowSampler {
     return draw(law, row, count, random, out);
   }
 
-  int64_t draw(const UniformLaw& law, Row row, int64_t count, Random& random, int64_t* out) {
-    return replace_ ? repeat(law, row, count, random, out) : floyd(row, count, random, out);
-  }
-
   template <typename Law>
   int64_t draw(const Law& law, Row row, int64_t count, Random& random, int64_t* out) {
-    return replace_ ? repeat(law, row, count, random, out) : successive(law, row, count, random, out);
-  }
-
-  // A uniform subset of `count` positions in `count` draws (Bentley and Floyd 1987, A sample of brilliance).
-  int64_t floyd(Row row, int64_t count, Random& random, int64_t* out) {
-    chosen_.reset(count);
-    for (int64_t i = 0; i < count; ++i) {
-      const int64_t newest = row.size() - count + i;
-      int64_t offset = static_cast<int64_t>(random.below(newest + 1));
-      if (!chosen_.insert(offset)) chosen_.insert(offset = newest);
-      out[i] = row.begin + offset;
-    }
-    return count;
-  }
-
-  template <typename Law>
-  int64_t repeat(const Law& law, Row row, int64_t count, Random& random, int64_t* out) {
-    chosen_.reset(0);
-    for (int64_t i = 0; i < count; ++i) {
-      int64_t position = -1;
-      for (int left = law.has_mass() ? 32 : 0; position < 0 && left > 0; --left) position = law.propose(random);
-      if (position < 0 && scan(law, row, 1, random, &position) == 0) return 0;
-      out[i] = position;
-    }
-    return count;
-  }
-
-  template <typename Law>
-  int64_t successive(const Law& law, Row row, int64_t count, Random& random, int64_t* out) {
-    chosen_.reset(count);
-    int64_t size = 0;
-    for (int64_t left = law.has_mass() ? 4 * count + 8 : 0; size < count && left > 0; --left) {
-      const int64_t position = law.propose(random);
-      if (position >= 0 && chosen_.insert(position - row.begin)) out[size++] = position;
-    }
-    return size == count ? count : size + scan(law, row, count - size, random, out + size);
+    const auto scan_row = [this](const Law& l, Row r, int64_t n, Random& g, int64_t* o) { return scan(l, r, n, g, o); };
+    chosen_.reset(replace_ ? 0 : count);
+    if (replace_) return repeat(law, row, count, random, scan_row, out);
+    if constexpr (std::is_same_v<Law, UniformLaw>) return floyd(row, count, random, chosen_, out);
+    return successive(law, row, count, random, chosen_, scan_row, out);
   }
 
   // Draws `count` positions outside chosen_ without replacement: those with the smallest exponential keys.
@@ -268,7 +183,7 @@ class RowSampler {
     keys_.clear();
     for (int64_t p = row.begin; p < row.end; ++p) {
       const double weight = law.weight(p);
-      if (weight > 0 && !chosen_.contains(p - row.begin)) keys_.emplace_back(-std::log(random.uniform()) / weight, p);
+      if (weight > 0 && !chosen_.contains(p - row.begin)) keys_.emplace_back(scan_key(weight, random), p);
     }
     count = std::min<int64_t>(count, static_cast<int64_t>(keys_.size()));
     std::partial_sort(keys_.begin(), keys_.begin() + count, keys_.end());
