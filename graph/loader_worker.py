@@ -133,7 +133,7 @@ def _produce(queue: SharedMemoryQueue, source: BatchSource, plan: Plan, index: i
         num_nodes = batch["node"].numel()
         shapes |= {f"x:{name}": (rows.dtype, (num_nodes, *rows.shape[1:])) for name, rows in gathered.items()}
         needed = place(tuple((name, *shape) for name, shape in shapes.items())).num_bytes
-    except Exception:
+    except Exception:  # whatever the user's transform raises must reach the consumer, who would wait for this batch
         error = traceback.format_exc().encode()[-_ERROR_BYTES:]
         return queue.put({"_error": torch.frombuffer(bytearray(error), dtype=torch.uint8)})
     if needed > queue.slot_bytes:

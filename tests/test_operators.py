@@ -28,14 +28,10 @@ KERNELS = [name for name in OPERATORS if name not in QUERIES]
 MEASURED_WITHIN = {
     "extremum": "aggregate",
     "sddmm": "aggregate",
-    "stable_order": "from_edge_index",
     "diagonal_blocks": "k_hop",
     "k_hop_count": "k_hop",
-    "alias_table": "neighbor_sample",
-    "cumulative_weights": "neighbor_sample",
     "sample_bounds": "neighbor_sample",
     "sample_rows": "neighbor_sample",
-    "compress_rows": "CompressedCSR",
     "decompress_rows": "CompressedCSR",
     "neighbor_sample_compressed": "CompressedCSR",
 }
