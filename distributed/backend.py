@@ -6,6 +6,7 @@ import contextlib
 import io
 import os
 from collections import defaultdict
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any, Protocol
 
@@ -13,13 +14,23 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from gossamer.distributed.grid import Grid
+
 __all__ = ["Backend", "DeepSpeedBackend", "TorchBackend", "init_distributed", "leave_distributed", "make_backend"]
 
 
 class Backend(Protocol):
-    """Parameters, gradients and optimizer state of one stage."""
+    """Parameters, gradients and optimizer state of one stage.
+
+    Attributes:
+        module: the layers.
+        divisor: what the summed gradients of the ways are divided by before the update.
+        sync_bytes: what this worker sends per epoch to keep the weights of the ways equal.
+    """
 
     module: nn.Module
+    divisor: int
+    sync_bytes: int
 
     def backward(self, loss: Tensor) -> None:
         """Add the gradient of a scalar to the collected gradients."""
@@ -55,7 +66,9 @@ def make_optimizer(module: nn.Module, config: dict[str, Any]) -> torch.optim.Opt
 class TorchBackend:
     """torch's optimizer, no DeepSpeed: one process, or several with ``backend`` set to torch."""
 
-    def __init__(self, module: nn.Module, config: dict[str, Any], num_stages: int) -> None:
+    divisor = 1
+
+    def __init__(self, module: nn.Module, config: dict[str, Any], grid: Grid) -> None:
         if "scheduler" in config:
             raise ValueError(
                 "initialize: scheduler must be absent where torch's optimizer works without DeepSpeed, got "
@@ -64,55 +77,95 @@ class TorchBackend:
         self.module = module
         self._optimizer = make_optimizer(module, config)
         self._clip = float(config.get("gradient_clipping", 0.0))
-        self._num_stages = num_stages
+        self._grid = grid
+        self._ways = _own_group(grid, [replace(grid, stage=s).ways for s in range(grid.num_stages)])
+        self._stages = _own_group(grid, [replace(grid, way=w).pipeline for w in range(grid.num_ways)])
+        self.sync_bytes = _all_reduce_bytes(module, grid)
 
     def backward(self, loss: Tensor) -> None:
         loss.backward()
 
     def step(self) -> None:
+        if self._grid.num_ways > 1:
+            self._sum_over_ways()
         if self._clip > 0:
             self._clip_gradients()
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
 
+    def _sum_over_ways(self) -> None:
+        gradients = [p.grad for p in self.module.parameters() if p.grad is not None]
+        by_dtype: dict[torch.dtype, list[Tensor]] = {}
+        for gradient in gradients:
+            by_dtype.setdefault(gradient.dtype, []).append(gradient)
+        for alike in by_dtype.values():
+            flat = torch.cat([gradient.flatten() for gradient in alike])
+            dist.all_reduce(flat, group=self._ways)
+            for gradient, total in zip(alike, flat.split([g.numel() for g in alike])):
+                gradient.copy_(total.view_as(gradient))
+
     def _clip_gradients(self) -> None:
         gradients = [p.grad for p in self.module.parameters() if p.grad is not None]
         square = torch.stack([g.float().square().sum() for g in gradients]).sum() if gradients else torch.zeros(())
-        if self._num_stages > 1:
-            dist.all_reduce(square)
+        if self._grid.num_stages > 1:
+            dist.all_reduce(square, group=self._stages)
         scale = (self._clip / (square.sqrt() + 1e-6)).clamp(max=1.0)
         for gradient in gradients:
             gradient.mul_(scale)
 
     def save(self, folder: str) -> None:
-        rank = dist.get_rank() if self._num_stages > 1 else 0
         state = {"module": self.module.state_dict(), "optimizer": self._optimizer.state_dict()}
-        torch.save(state, os.path.join(folder, f"torch_{rank:02d}.pt"))
+        torch.save(state, os.path.join(folder, f"torch_{self._grid.rank:02d}.pt"))
 
     def load(self, folder: str) -> None:
-        rank = dist.get_rank() if self._num_stages > 1 else 0
-        path = os.path.join(folder, f"torch_{rank:02d}.pt")
+        path = os.path.join(folder, f"torch_{self._grid.rank:02d}.pt")
         state = torch.load(path, weights_only=True, map_location="cpu")  # copied to where the parameters are
         self.module.load_state_dict(state["module"])
         self._optimizer.load_state_dict(state["optimizer"])
 
 
-class DeepSpeedBackend:
-    """``deepspeed.initialize`` on the stage with a pipeline grid as ``mpu``; ZeRO stages 0, 1 and 2."""
+def _own_group(grid: Grid, groups: list[list[int]]) -> dist.ProcessGroup | None:
+    """The group of this worker, out of groups that every worker makes; None where no group has two members."""
+    if max(len(ranks) for ranks in groups) == 1:
+        return None
+    made = [dist.new_group(ranks) for ranks in groups]
+    return next(group for group, ranks in zip(made, groups) if grid.rank in ranks)
 
-    def __init__(self, module: nn.Module, config: dict[str, Any], num_stages: int) -> None:
+
+def _all_reduce_bytes(module: nn.Module, grid: Grid, num_reductions: int = 1) -> int:
+    """This worker's share of the bytes of a ring: (num_ways - 1) |W| per reduction and again for the result.
+
+    Source: GNNPipe (arXiv 2308.10087), whose logs count 2 (p - 1) |W| bytes.
+    """
+    num_bytes = sum(p.numel() * p.element_size() for p in module.parameters() if p.requires_grad)
+    total = (num_reductions + 1) * (grid.num_ways - 1) * num_bytes
+    return total // grid.num_ways + (grid.way < total % grid.num_ways)
+
+
+class DeepSpeedBackend:
+    """``deepspeed.initialize`` on the stage with a pipeline grid as ``mpu``; ZeRO stages 0, 1 and 2.
+
+    The ways of a stage are DeepSpeed's data parallelism. Stages 0 and 1 reduce the gradients once per epoch, stage 2
+    once per chunk.
+    """
+
+    def __init__(self, module: nn.Module, config: dict[str, Any], grid: Grid, num_chunks: int) -> None:
         import deepspeed
         from deepspeed.runtime.pipe.topology import PipeDataParallelTopology, PipelineParallelGrid
 
-        if int(config.get("zero_optimization", {}).get("stage", 0)) > 2:
+        zero = int(config.get("zero_optimization", {}).get("stage", 0))
+        if zero > 2:
             raise ValueError("initialize: zero_optimization.stage must be 0, 1 or 2 (3 deadlocks in a pipeline), got 3")
         for parameter in module.parameters():
             # Else clipping leaves the other stages out of the norm. It is DeepSpeed's attribute, not torch's.
             setattr(parameter, "model_parallel", True)  # noqa: B010
         with contextlib.redirect_stdout(io.StringIO()):  # it prints its topology
-            grid = PipelineParallelGrid(topology=PipeDataParallelTopology(num_pp=num_stages, num_dp=1))
+            topology = PipeDataParallelTopology(num_pp=grid.num_stages, num_dp=grid.num_ways)
+            mpu = PipelineParallelGrid(topology=topology)
+        self.divisor = grid.num_ways
+        self.sync_bytes = _all_reduce_bytes(module, grid, num_chunks if zero == 2 else 1)
         self.engine, *_ = deepspeed.initialize(
-            model=module, optimizer=make_optimizer(module, config), mpu=grid, config=self._complete(config)
+            model=module, optimizer=make_optimizer(module, config), mpu=mpu, config=self._complete(config)
         )
         self.module = self.engine.module
 
@@ -142,11 +195,13 @@ class DeepSpeedBackend:
             raise ValueError(f"load_checkpoint: folder must hold a DeepSpeed checkpoint, got {folder!r}")
 
 
-def make_backend(name: str, module: nn.Module, config: dict[str, Any], num_stages: int) -> Backend:
+def make_backend(name: str, module: nn.Module, config: dict[str, Any], grid: Grid, num_chunks: int) -> Backend:
     """The backend by name; "auto" is DeepSpeed where the job runs in a process group."""
     if name == "auto":
         name = "deepspeed" if dist.is_initialized() else "torch"
-    return (DeepSpeedBackend if name == "deepspeed" else TorchBackend)(module, config, num_stages)
+    if name == "deepspeed":
+        return DeepSpeedBackend(module, config, grid, num_chunks)
+    return TorchBackend(module, config, grid)
 
 
 def init_distributed(device: str = "auto", *, timeout: float = 1800.0) -> torch.device:

@@ -1,4 +1,4 @@
-"""All traffic between neighbouring stages: collected, committed and counted in this one place."""
+"""All traffic between workers: collected, committed and counted in this one place."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from gossamer.distributed.counters import Counters
+from gossamer.distributed.grid import Grid
 
 __all__ = ["Channel", "WorkerLost"]
 
@@ -31,27 +32,26 @@ class _Pending(NamedTuple):
 
 
 class Channel:
-    """Point-to-point transfers of one stage with its two neighbours.
+    """Transfers of one worker: with the same way of the two neighbouring stages, and with the other ways of its stage.
 
     Sends return at once. Receives are posted ahead of their use with ``expect`` and finished with ``receive``, so
     that a transfer overlaps with the computation before it. One process group per direction keeps the two
-    directions from waiting for each other.
+    directions from waiting for each other; one more serves the ways.
     """
 
-    def __init__(self, stage: int, num_stages: int, device: torch.device) -> None:
-        self.stage = stage
-        self.num_stages = num_stages
+    def __init__(self, grid: Grid, device: torch.device) -> None:
+        self.grid = grid
         self.device = device
         self._counters = Counters()
-        ranks = list(range(num_stages))
-        self._groups = {step: dist.new_group(ranks) if num_stages > 1 else None for step in (+1, -1)}
+        several = grid.num_workers > 1
+        self._groups = {step: dist.new_group() if several else None for step in (+1, -1, 0)}
         self._sends: deque[_Pending] = deque()
         self._receives: dict[tuple[int, int], _Pending] = {}
 
     def send(self, tensors: Sequence[Tensor], step: int) -> None:
         """Start sending to the next (+1) or the previous (-1) stage."""
         tensors = tuple(t.detach().contiguous() for t in tensors)
-        peer, group = self.stage + step, self._groups[step]
+        peer, group = self.grid.rank_of(self.grid.stage + step, self.grid.way), self._groups[step]
         with self.naming_lost_worker(peer):
             handles = [dist.isend(t, peer, group=group, tag=i) for i, t in enumerate(tensors)]
         self._sends.append(_Pending(peer, handles, tensors))
@@ -61,7 +61,7 @@ class Channel:
 
     def expect(self, key: int, empty: Callable[[], tuple[Tensor, ...]], step: int) -> None:
         """Post the receive of message ``key`` that travels in direction ``step`` into new tensors from ``empty``."""
-        peer, group = self.stage - step, self._groups[step]
+        peer, group = self.grid.rank_of(self.grid.stage - step, self.grid.way), self._groups[step]
         tensors = empty()
         with self.naming_lost_worker(peer):
             handles = [dist.irecv(t, peer, group=group, tag=i) for i, t in enumerate(tensors)]
@@ -78,14 +78,46 @@ class Channel:
         while self._sends:
             self._finish(self._sends.popleft())
 
+    def swap(self, leaving: Sequence[Tensor], arriving: Sequence[Tensor]) -> Callable[[], None]:
+        """Start to exchange rows with the other ways of this stage; empty tensors do not travel.
+
+        Args:
+            leaving: what each way shall get; this worker's own entry is not used.
+            arriving: where each way's rows go; this worker's own entry is not used.
+
+        Returns:
+            What waits until all of it is over.
+        """
+        group, pending = self._groups[0], []
+        for way, (out, into) in enumerate(zip(leaving, arriving)):
+            peer = self.grid.rank_of(self.grid.stage, way)
+            if way == self.grid.way:
+                continue
+            with self.naming_lost_worker(peer):
+                if into.numel() > 0:
+                    pending.append(_Pending(peer, [dist.irecv(into, peer, group=group)], (into,)))
+                if out.numel() > 0:
+                    pending.append(_Pending(peer, [dist.isend(out, peer, group=group)], (out,)))
+                    self._counters.graph_level += out.numel() * out.element_size()
+
+        def wait() -> None:
+            for each in pending:
+                self._finish(each)
+
+        return wait
+
+    def count_weight_sync(self, num_bytes: int) -> None:
+        """Count the weights or gradients that a backend has sent for this worker."""
+        self._counters.weight_sync += num_bytes
+
     def take_counters(self) -> Counters:
-        """Bytes that this stage has sent since the last call."""
+        """Bytes that this worker has sent since the last call."""
         taken, self._counters = self._counters, Counters()
         return taken
 
-    def sum_over_stages(self, values: Sequence[float]) -> list[float]:
-        """Element-wise sum over all stages (control traffic, not counted)."""
-        if self.num_stages == 1:
+    def sum_over_workers(self, values: Sequence[float]) -> list[float]:
+        """Element-wise sum over all workers (control traffic, not counted)."""
+        if self.grid.num_workers == 1:
             return list(values)
         total = torch.tensor(values, dtype=torch.float64, device=self.device)
         with self.naming_lost_worker():
@@ -93,8 +125,8 @@ class Channel:
         return total.tolist()
 
     def barrier(self) -> None:
-        """Wait until all stages are here."""
-        self.sum_over_stages([0.0])
+        """Wait until all workers are here."""
+        self.sum_over_workers([0.0])
 
     def _finish(self, pending: _Pending) -> None:
         with self.naming_lost_worker(pending.peer):
@@ -113,10 +145,10 @@ class Channel:
             reason = str(error).splitlines()[0]
             if not _BROKEN.search(reason):
                 raise
-            if peer is None and self.num_stages == 2:
-                peer = 1 - self.stage
-            who = "another worker" if peer is None else f"worker {peer} (stage {peer})"
+            if peer is None and self.grid.num_workers == 2:
+                peer = 1 - self.grid.rank
+            who = "another worker" if peer is None else f"worker {peer} ({self.grid.name(peer)})"
             raise WorkerLost(
-                f"stage {self.stage}: lost the connection to {who}; it died or left the job. "
+                f"{self.grid.name(self.grid.rank)}: lost the connection to {who}; it died or left the job. "
                 f"Resume from the last checkpoint. ({reason})"
             ) from error

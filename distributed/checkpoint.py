@@ -18,32 +18,34 @@ if TYPE_CHECKING:
 
 __all__ = ["find_checkpoint", "find_latest", "load", "save", "write_checkpoint"]
 
-_FORMAT = 1
+_FORMAT = 2
 _MANIFEST = "manifest.json"
 _NAME = re.compile(r"epoch_(\d{6,})")
 _KEPT = 2
 
 
 def save(engine: PipelineEngine, folder: str) -> str:
-    """Write the state of all stages as ``folder/epoch_NNNNNN``; older checkpoints beyond two are removed."""
+    """Write the state of all workers as ``folder/epoch_NNNNNN``; older checkpoints beyond two are removed."""
 
     def write(path: str) -> None:
         engine._worker.backend.save(path)
         state = {"chunks": engine._worker.chunked.state_dict(), "random_state": torch.get_rng_state()}
-        torch.save(state, os.path.join(path, f"stage_{engine.stage:02d}.pt"))
+        torch.save(state, os.path.join(path, f"worker_{engine.rank:02d}.pt"))
 
-    return write_checkpoint(folder, _describe(engine), write, is_first=engine.is_first, barrier=engine._channel.barrier)
+    return write_checkpoint(
+        folder, _describe(engine), write, is_first=engine.rank == 0, barrier=engine._channel.barrier
+    )
 
 
 def load(engine: PipelineEngine, folder: str) -> None:
-    """Restore all stages from the newest checkpoint under ``folder``, or from ``folder`` itself."""
+    """Restore all workers from the newest checkpoint under ``folder``, or from ``folder`` itself."""
     path, manifest = find_checkpoint(folder, _describe(engine))
     try:
         engine._worker.backend.load(path)
     except RuntimeError as error:  # torch: missing or unexpected names, or other shapes
         raise ValueError(f"load_checkpoint: model must be the one that was saved, got {error}") from error
     device = engine._worker.chunked.graph.rowptr.device
-    state = torch.load(os.path.join(path, f"stage_{engine.stage:02d}.pt"), weights_only=True, map_location=device)
+    state = torch.load(os.path.join(path, f"worker_{engine.rank:02d}.pt"), weights_only=True, map_location=device)
     engine._worker.chunked.load_state_dict(state["chunks"])
     torch.set_rng_state(state["random_state"].cpu())
     engine.epoch = manifest["epoch"]
@@ -123,9 +125,10 @@ def _describe(engine: PipelineEngine) -> dict[str, Any]:
     return {
         "epoch": engine.epoch,
         "num_stages": engine.num_stages,
+        "num_ways": engine.num_ways,
         "stage_bounds": list(engine.stage_bounds),
         "num_chunks": engine.num_chunks,
-        "num_nodes": engine._worker.chunked.graph.num_nodes,
+        "num_nodes": engine.num_nodes,
         "backend": type(engine._worker.backend).__name__,
         "refresh_period": engine.config.refresh_period,
         "shuffle": engine.config.shuffle,

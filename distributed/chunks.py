@@ -4,20 +4,28 @@ Within an epoch the chunks pass a stage one after another. An aggregation of chu
 buffer of all rows, in which the chunks that came before hold current rows and the others historical ones. In the
 backward pass, which runs in the reverse order, it pulls the gradient of its rows from a buffer of all output
 gradients, in which the chunks that have not come yet hold zeros: no gradient flows through history.
+
+Where several ways share the stage, the rows of a chunk that other ways read travel to them before the aggregation, and
+overlap with the aggregation of the interior rows. In the backward pass every way sends what its rows contribute to
+the gradients of rows of others, and adds up what it gets, in the order of the ways.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from gossamer.distributed.channel import Channel
+from gossamer.distributed.layout import Part
 from gossamer.graph import CSR
 from gossamer.graph.aggregate import Propagation, propagation
 
-__all__ = ["AGGREGATION", "ChunkView", "ChunkedGraph"]
+__all__ = ["AGGREGATION", "ChunkView", "ChunkedGraph", "WholeView"]
 
 AGGREGATION = "_AggregateBackward"  # the gradient function that writes into the buffers of a chunk
 
@@ -26,9 +34,9 @@ AGGREGATION = "_AggregateBackward"  # the gradient function that writes into the
 class _Site:
     """One aggregation of the stage: its rows of all chunks."""
 
-    inputs: Tensor  # [N, F] current rows, historical ones where this epoch has not been
+    inputs: Tensor  # [N + halo, F] current rows, historical ones where this epoch has not been
     gradients: Tensor  # [N, F] gradient of the output
-    history: Tensor | None  # [N, F] the snapshot that an epoch starts from
+    history: Tensor | None  # [N + halo, F] the snapshot that an epoch starts from
     outputs: Tensor | None  # [N, F] kept for recomputation
     args: Tensor | None = None  # [N, F], int32, the winning edges of a maximum or minimum
 
@@ -53,10 +61,16 @@ class _Linear(NamedTuple):
     alpha: float = 0.0
 
     def forward(self, graph: CSR, site: _Site, rows: _Rows, residual: Tensor | None) -> Tensor:
-        return self._apply(site.inputs, rows, self.p, None, residual)
+        return self.infer(site.inputs, rows, residual)
+
+    def infer(self, x: Tensor, rows: _Rows, residual: Tensor | None) -> Tensor:
+        return self._apply(x, rows, self.p, None, residual)
 
     def backward(self, graph: CSR, site: _Site, rows: _Rows) -> Tensor:
-        transposed = Propagation(self.p.weight, self.p.col_scale, self.p.row_scale, self.p.self_loops)
+        """Halo rows get no self loop: it is a message of the way that owns them."""
+        num_own = len(site.gradients)
+        col_scale = None if self.p.row_scale is None else self.p.row_scale[:num_own]
+        transposed = Propagation(self.p.weight, self.p.col_scale, col_scale, self.p.self_loops and rows.end <= num_own)
         positions = None if self.p.weight is None else graph._transpose_positions
         return self._apply(site.gradients, rows, transposed, positions, None)
 
@@ -78,28 +92,32 @@ class _Extremum(NamedTuple):
     alpha: float = 0.0
 
     def forward(self, graph: CSR, site: _Site, rows: _Rows, residual: Tensor | None) -> Tensor:
-        out, arg = torch.ops.gossamer.extremum(
-            site.inputs, rows.rowptr, rows.col, self.weight, self.minimum, None, None, None
-        )
+        out, arg = self._winners(site.inputs, rows)
         if site.args is None:
-            site.args = torch.full(site.inputs.shape, -1, dtype=torch.int32, device=out.device)
+            site.args = torch.full(site.gradients.shape, -1, dtype=torch.int32, device=out.device)
         site.args[rows.begin : rows.end] = arg
         return out
 
+    def infer(self, x: Tensor, rows: _Rows, residual: Tensor | None) -> Tensor:
+        return self._winners(x, rows)[0]
+
+    def _winners(self, x: Tensor, rows: _Rows) -> tuple[Tensor, Tensor]:
+        return torch.ops.gossamer.extremum(x, rows.rowptr, rows.col, self.weight, self.minimum, None, None, None)
+
     def backward(self, graph: CSR, site: _Site, rows: _Rows) -> Tensor:
         return torch.ops.gossamer.extremum_backward(
-            site.gradients, site.args, graph.rowptr, self.weight, rows.rowptr, rows.col, graph._transpose_positions
-        )
+            site.gradients, site.args, graph.rowptr[: len(site.gradients) + 1], self.weight, rows.rowptr, rows.col,
+            graph._transpose_positions,
+        )  # fmt: skip
 
 
 @dataclass
 class ChunkedGraph:
-    """A graph whose nodes are numbered chunk by chunk, with the buffers of one stage.
+    """The rows of one way, numbered chunk by chunk, with the buffers of one stage.
 
     Args:
-        graph: the renumbered graph; chunk c owns the nodes [bounds[c], bounds[c + 1]).
-        bounds: chunk borders, ascending from 0 to N.
-        node_ids: [N], int64, the number that each node had before (keys of random streams).
+        part: the graph of the way; N is the number of its own nodes.
+        channel: to the other ways.
         refresh_period: epochs between two snapshots of the history; 1 keeps the last epoch's rows.
         drop_stale_gradients: zero the gradient rows at the end of an epoch; else they stay, as stale gradients.
         cross_chunk_scale: factor on gradients that cross chunks; 2 makes them unbiased per hop.
@@ -108,9 +126,8 @@ class ChunkedGraph:
     Source: GNNPipe (arXiv 2308.10087) and the semantics of its code.
     """
 
-    graph: CSR
-    bounds: list[int]
-    node_ids: Tensor
+    part: Part
+    channel: Channel
     refresh_period: int = 23
     drop_stale_gradients: bool = True
     cross_chunk_scale: float = 2.0
@@ -119,11 +136,12 @@ class ChunkedGraph:
     step: int = 0
 
     def __post_init__(self) -> None:
+        self.graph, self.bounds, self.node_ids = self.part.graph, self.part.bounds, self.part.node_ids
         self.transposed = self.graph.transpose()
 
     @property
     def num_chunks(self) -> int:
-        return len(self.bounds) - 1
+        return self.part.num_chunks
 
     @property
     def _keeps_history(self) -> bool:
@@ -148,6 +166,15 @@ class ChunkedGraph:
         """The graph as the layers see it while ``chunk`` passes; ``replay`` takes aggregations from memory."""
         return ChunkView(self, chunk, replay)
 
+    def whole_view(self) -> WholeView:
+        """The graph for exact inference: every row is current."""
+        return WholeView(self)
+
+    def fetch(self, chunk: int, x: Tensor, rows: Tensor) -> Callable[[], None]:
+        """Start to exchange the rows of a chunk; what this way reads of others comes into ``rows`` [N + halo, F]."""
+        leaving = [x[ids] for ids in self.part.send_ids[chunk]]
+        return self.channel.swap(leaving, [rows[a:b] for a, b in pairwise(self.part.halo_bounds[chunk])])
+
     def site(self, index: int, like: Tensor) -> _Site:
         """The buffers of the stage's aggregation number ``index``, made at its first use with zero history."""
         if index == len(self.sites):
@@ -161,10 +188,12 @@ class ChunkedGraph:
         return site
 
     def _new_site(self, like: Tensor) -> _Site:
-        def zeros() -> Tensor:
-            return like.new_zeros(self.graph.num_nodes, *like.shape[1:])
+        def zeros(num_rows: int) -> Tensor:
+            return like.new_zeros(num_rows, *like.shape[1:])
 
-        return _Site(zeros(), zeros(), zeros() if self._keeps_history else None, zeros() if self.recompute else None)
+        num_all, num_own = self.graph.num_nodes, self.part.num_own
+        history, outputs = zeros(num_all) if self._keeps_history else None, zeros(num_own) if self.recompute else None
+        return _Site(zeros(num_all), zeros(num_own), history, outputs)
 
     def state_dict(self) -> dict[str, Tensor]:
         """What the next epoch depends on: the rows that it starts from, and stale gradients where they are kept."""
@@ -189,17 +218,20 @@ class ChunkedGraph:
                 site.gradients.copy_(state[f"{i}.gradients"])
 
 
-class ChunkView:
-    """The rows of one chunk, standing where a layer expects a graph; ``aggregate`` and ``gcn_aggregate`` of
-    gossamer.graph hand over to it."""
+class _View:
+    """What stands where a layer expects a graph; ``aggregate`` and ``gcn_aggregate`` of gossamer.graph hand over to it.
 
-    def __init__(self, chunked: ChunkedGraph, chunk: int, replay: bool) -> None:
+    Attributes:
+        begin, end: its rows, as numbered in the part.
+        node_ids: the numbers of its rows in the whole graph (keys of random streams).
+        step: the epoch, which changes those streams.
+    """
+
+    def __init__(self, chunked: ChunkedGraph, begin: int, end: int) -> None:
         self._chunked = chunked
-        self._replay = replay
-        self._next_site = 0
-        self.begin, self.end = chunked.bounds[chunk], chunked.bounds[chunk + 1]
-        self.num_nodes = self.end - self.begin
-        self.node_ids = chunked.node_ids[self.begin : self.end]
+        self.begin, self.end = begin, end
+        self.num_nodes = end - begin
+        self.node_ids = chunked.node_ids[begin:end]
         self.step = chunked.step
 
     def aggregate(self, x: Tensor, *, weight: Tensor | None = None, reduce: str = "sum") -> Tensor:
@@ -219,6 +251,36 @@ class ChunkView:
         return self._pass(x, _Linear(propagation(self._chunked.graph, "gcn", dtype=x.dtype), alpha), residual)
 
     def _pass(self, x: Tensor, kind: _Linear | _Extremum, residual: Tensor | None) -> Tensor:
+        raise NotImplementedError
+
+
+class WholeView(_View):
+    """All rows of the way, in exact inference."""
+
+    def __init__(self, chunked: ChunkedGraph) -> None:
+        super().__init__(chunked, 0, chunked.part.num_own)
+
+    def _pass(self, x: Tensor, kind: _Linear | _Extremum, residual: Tensor | None) -> Tensor:
+        chunked, rows = self._chunked, x.contiguous()
+        if chunked.graph.num_nodes > self.num_nodes:
+            rows = x.new_empty(chunked.graph.num_nodes, *x.shape[1:])
+            rows[: self.num_nodes] = x
+        arrivals = [chunked.fetch(k, x[a:b], rows) for k, (a, b) in enumerate(pairwise(chunked.bounds))]
+        for wait in arrivals:
+            wait()
+        return kind.infer(rows, _Rows.of(chunked.graph, 0, self.num_nodes), residual)
+
+
+class ChunkView(_View):
+    """The rows of one chunk, in training."""
+
+    def __init__(self, chunked: ChunkedGraph, chunk: int, replay: bool) -> None:
+        super().__init__(chunked, chunked.bounds[chunk], chunked.bounds[chunk + 1])
+        self._chunk = chunk
+        self._replay = replay
+        self._next_site = 0
+
+    def _pass(self, x: Tensor, kind: _Linear | _Extremum, residual: Tensor | None) -> Tensor:
         site = self._chunked.site(self._next_site, x)
         self._next_site += 1
         return _Aggregate.apply(x, residual, self, site, kind)
@@ -228,19 +290,41 @@ class ChunkView:
         if self._replay:
             assert site.outputs is not None
             return site.outputs[self.begin : self.end].clone()
-        graph = self._chunked.graph
         site.inputs[self.begin : self.end] = x
-        out = kind.forward(graph, site, _Rows.of(graph, self.begin, self.end), residual)
+        wait = self._chunked.fetch(self._chunk, x, site.inputs)
+        middle = self._chunked.part.middles[self._chunk]
+        pieces = [self._aggregate_rows(site, kind, residual, self.begin, middle)]
+        wait()
+        if middle < self.end:
+            pieces.append(self._aggregate_rows(site, kind, residual, middle, self.end))
+        out = pieces[0] if len(pieces) == 1 else torch.cat(pieces)
         if site.outputs is not None:
             site.outputs[self.begin : self.end] = out
         return out
+
+    def _aggregate_rows(
+        self, site: _Site, kind: _Linear | _Extremum, residual: Tensor | None, begin: int, end: int
+    ) -> Tensor:
+        graph = self._chunked.graph
+        own = None if residual is None else residual[begin - self.begin : end - self.begin]
+        return kind.forward(graph, site, _Rows.of(graph, begin, end), own)
 
     def backward(self, site: _Site, grad: Tensor, kind: _Linear | _Extremum) -> Tensor:
         """Gradient of this chunk's rows from the output gradients of the chunks that used them in this epoch."""
         chunked = self._chunked
         own = site.gradients[self.begin : self.end]
         own.copy_(grad)
-        grad_x = kind.backward(chunked.graph, site, _Rows.of(chunked.transposed, self.begin, self.end))
+        graph, transposed = chunked.graph, chunked.transposed
+        cells, send_ids = chunked.part.halo_bounds[self._chunk], chunked.part.send_ids[self._chunk]
+        leaving = [
+            kind.backward(graph, site, _Rows.of(transposed, a, b)) if a < b else grad[:0] for a, b in pairwise(cells)
+        ]
+        arriving = [grad.new_empty(len(ids), *grad.shape[1:]) for ids in send_ids]
+        wait = chunked.channel.swap(leaving, arriving)
+        grad_x = kind.backward(graph, site, _Rows.of(transposed, self.begin, self.end))
+        wait()
+        for ids, rows in zip(send_ids, arriving):
+            grad_x.index_add_(0, ids, rows)
         own.mul_(chunked.cross_chunk_scale)
         return grad_x
 

@@ -20,8 +20,11 @@ class PipelineConfig:
     """The ``gossamer`` section.
 
     Attributes:
-        num_chunks: pieces of the graph that flow through the stages; None takes 4 per stage, 1 trains without
-            chunks (synchronous full-graph training, one stage at work at a time).
+        num_ways: workers that share every stage, each with a part of the graph; the other factor of the number of
+            workers is the number of stages. 1 is a pipeline, the number of workers graph parallelism.
+        num_chunks: pieces of every way's part that flow through the stages; None takes 4 per stage (1 where
+            several ways share one stage), 1 trains without chunks (synchronous full-graph training, one stage at
+            work at a time).
         refresh_period: epochs between two snapshots of the historical embeddings (technique 2); 1 turns the
             technique off: history is then the last epoch's value.
         shuffle: draw a new chunk order every epoch (technique 1).
@@ -37,6 +40,7 @@ class PipelineConfig:
             with several workers.
     """
 
+    num_ways: int = 1
     num_chunks: int | None = None
     refresh_period: int = 23
     shuffle: bool = True
@@ -48,6 +52,7 @@ class PipelineConfig:
     backend: str = "auto"
 
     def __post_init__(self) -> None:
+        _require(_is_int(self.num_ways, 1), "num_ways", "an int of at least 1", self.num_ways)
         optional = self.num_chunks is None
         _require(optional or _is_int(self.num_chunks, 1), "num_chunks", "None or an int of at least 1", self.num_chunks)
         _require(_is_int(self.refresh_period, 1), "refresh_period", "an int of at least 1", self.refresh_period)
@@ -68,7 +73,9 @@ class PipelineConfig:
 
     def chunks_for(self, num_stages: int, num_nodes: int) -> int:
         """The number of chunks for a number of stages, checked."""
-        num_chunks = min(4 * num_stages, num_nodes) if self.num_chunks is None else self.num_chunks
+        _require(self.num_ways <= num_nodes, "num_ways", f"at most the number of nodes ({num_nodes})", self.num_ways)
+        default = 1 if self.num_ways > 1 and num_stages == 1 else min(4 * num_stages, num_nodes)
+        num_chunks = default if self.num_chunks is None else self.num_chunks
         _require(
             num_chunks == 1 or num_chunks >= num_stages,
             "num_chunks",

@@ -1,4 +1,4 @@
-"""GNNPipe: full-graph training of a deep GNN with its layers pipelined over workers."""
+"""Full-graph training of a deep GNN: its layers pipelined over workers (GNNPipe), its graph cut over them, or both."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -19,11 +18,12 @@ from gossamer.distributed.chunks import ChunkedGraph
 from gossamer.distributed.config import PipelineConfig, load_config
 from gossamer.distributed.counters import Counters
 from gossamer.distributed.executor import execute
+from gossamer.distributed.grid import Grid
+from gossamer.distributed.layout import spread, take_part
 from gossamer.distributed.schedule import Schedule, gnnpipe
 from gossamer.distributed.stages import layers_of, plan_stages, stage_module
 from gossamer.distributed.worker import Loss, NodeData, Worker
 from gossamer.graph import CSR
-from gossamer.graph.partition import chunk_order
 
 __all__ = ["EpochReport", "Evaluation", "PipelineEngine", "initialize"]
 
@@ -71,10 +71,11 @@ def initialize(
     loss: Loss = sum_cross_entropy,
     device: torch.device | str = "cpu",
 ) -> PipelineEngine:
-    """Wrap a stack of layers for pipelined full-graph training, one stage per worker.
+    """Wrap a stack of layers for full-graph training over workers: pipelined, graph parallel or hybrid.
 
-    Every worker calls it with the same arguments and the same initial weights, and keeps the layers of its stage.
-    Without a process group the one process holds all layers and runs the same schedule.
+    Every worker calls it with the same arguments and the same initial weights, and keeps the layers of its stage and
+    the rows of its way (see ``num_ways`` of PipelineConfig). Without a process group the one process holds all of it
+    and runs the same schedule.
 
     Args:
         model: a sequence of layers, or a module whose ``layers`` is one: GraphLayers and ordinary modules.
@@ -133,10 +134,13 @@ def _check_dtype(features: Tensor, layers: list[nn.Module]) -> None:
 
 
 class PipelineEngine:
-    """One stage of the pipeline; made by ``initialize``.
+    """One worker; made by ``initialize``.
 
     Attributes:
-        num_stages, stage: how many workers there are, and which one this is.
+        num_stages, stage: into how many runs of layers the model is cut, and which one this is.
+        num_ways, way: into how many parts the graph is cut, and which one this is.
+        rank: number of this worker, stage * num_ways + way.
+        num_nodes: of the whole graph.
         layer_ids: the layers of this stage.
         stage_bounds: the first layer of every stage but the first.
         epoch: number of the next training epoch.
@@ -155,7 +159,10 @@ class PipelineEngine:
         loss: Loss,
         device: torch.device,
     ) -> None:
-        self.num_stages, self.stage = _world()
+        grid = Grid.of_world(config.num_ways)
+        self.num_stages, self.stage, self.num_ways, self.way = grid.num_stages, grid.stage, grid.num_ways, grid.way
+        self.rank = grid.rank
+        self.num_nodes = graph.num_nodes
         self.config = config
         self.epoch = 0
         self.counters = Counters()
@@ -167,24 +174,28 @@ class PipelineEngine:
         self.stage_bounds = tuple(layers.start for layers in ranges[1:])
         if loss is sum_cross_entropy:
             _check_labels(labels, states[-1][0].shape[1])
-        order, bounds = chunk_order(graph, num_chunks)
+        graph = graph.to(device)
+        way, chunk = spread(graph, config.num_ways, num_chunks)
+        part = take_part(graph, way, chunk, grid.way if grid.num_ways > 1 else None)
+        self._channel = Channel(grid, device)
         chunked = ChunkedGraph(
-            graph.permute(order).to(device),
-            bounds.tolist(),
-            order.to(device),
+            part,
+            self._channel,
             refresh_period=config.refresh_period,
             drop_stale_gradients=config.cross_chunk_gradient != "stale",
             cross_chunk_scale=2.0 if config.cross_chunk_gradient == "rescaled" else 1.0,
             recompute=config.recompute,
         )
+        rows = part.node_ids.to(features.device)
         data = NodeData(
-            features[order].to(device) if self.is_first else None,
-            labels[order].to(device),
-            {name: mask[order].to(device) for name, mask in masks.items()},
+            features[rows].to(device) if self.is_first else None,
+            labels[rows].to(device),
+            {name: mask[rows].to(device) for name, mask in masks.items()},
+            {name: int(mask.sum()) for name, mask in masks.items()},
         )
         module = stage_module(layers, self.layer_ids).to(device)
         self._worker = Worker(
-            make_backend(config.backend, module, deepspeed, self.num_stages),
+            make_backend(config.backend, module, deepspeed, grid, num_chunks),
             chunked,
             data,
             loss,
@@ -192,7 +203,6 @@ class PipelineEngine:
             outgoing=states[self.layer_ids.stop - 1],
             is_last=self.is_last,
         )
-        self._channel = Channel(self.stage, self.num_stages, device)
 
     @property
     def is_first(self) -> bool:
@@ -235,10 +245,10 @@ class PipelineEngine:
     def _report(self, sent: Counters, seconds: float) -> EpochReport:
         """Put together what the workers saw."""
         worker = self._worker
-        slots = [0.0] * self.num_stages
-        slots[self.stage] = seconds
-        num_train = float(worker.data.masks["train"].sum())
-        values = self._channel.sum_over_stages([worker.loss_sum, worker.num_correct, *sent.as_tuple(), *slots])
+        slots = [0.0] * (self.num_stages * self.num_ways)
+        slots[self.rank] = seconds
+        num_train = worker.data.num_marked["train"]
+        values = self._channel.sum_over_workers([worker.loss_sum, worker.num_correct, *sent.as_tuple(), *slots])
         self.counters = Counters(*(int(value) for value in values[2:5]))
         report = EpochReport(self.epoch, values[0] / num_train, values[1] / num_train, max(values[5:]), self.counters)
         self.epoch += 1
@@ -246,15 +256,16 @@ class PipelineEngine:
 
     @torch.no_grad()
     def evaluate(self) -> Evaluation:
-        """Exact full-graph inference through the stages; the result is the same on every worker.
+        """Exact full-graph inference; the result is the same on every worker.
 
-        Its traffic (the whole state once per stage boundary) is not part of ``counters``.
+        Its traffic (the whole state once per stage boundary, the halo once per aggregation) is not part of
+        ``counters``.
         """
         self.module.eval()
         worker, channel = self._worker, self._channel
         inputs = None
         if not self.is_first:
-            rows = slice(0, worker.chunked.graph.num_nodes)
+            rows = slice(0, worker.chunked.part.num_own)
             channel.expect(0, lambda: worker.empty_state(worker.incoming, rows), +1)
             inputs = channel.receive(0, +1)
         outputs = worker.infer(inputs)
@@ -262,14 +273,15 @@ class PipelineEngine:
             channel.send(outputs, +1)
             channel.flush()
         channel.take_counters()
-        masks = worker.data.masks
-        scores = worker.score(outputs[0]) if self.is_last else [0.0] * (2 * len(masks))
-        scores = channel.sum_over_stages(scores)
-        return Evaluation(dict(zip(masks, scores[0::2])), dict(zip(masks, scores[1::2])))
+        marked = worker.data.num_marked
+        sums = worker.score(outputs[0]) if self.is_last else [0.0] * (2 * len(marked))
+        counts = [max(count, 1) for count in marked.values() for _ in range(2)]
+        means = [total / count for total, count in zip(channel.sum_over_workers(sums), counts)]
+        return Evaluation(dict(zip(marked, means[0::2])), dict(zip(marked, means[1::2])))
 
     def any_stage(self, flag: bool) -> bool:
         """True on every worker if ``flag`` is true on one of them (all must call it)."""
-        return self._channel.sum_over_stages([float(flag)])[0] > 0
+        return self._channel.sum_over_workers([float(flag)])[0] > 0
 
     def save_checkpoint(self, folder: str | os.PathLike) -> str:
         """Write the whole training state under ``folder``, whole or not at all; returns the checkpoint's path."""
@@ -286,9 +298,3 @@ class PipelineEngine:
         """
         with self._channel.naming_lost_worker():
             checkpoint.load(self, os.fspath(folder))
-
-
-def _world() -> tuple[int, int]:
-    if dist.is_available() and dist.is_initialized():
-        return dist.get_world_size(), dist.get_rank()
-    return 1, 0

@@ -11,6 +11,7 @@ from gossamer.distributed import schedule
 from gossamer.distributed.channel import Channel
 from gossamer.distributed.counters import Counters
 from gossamer.distributed.executor import execute
+from gossamer.distributed.grid import Grid
 from gossamer.distributed.stages import split_layers
 from gossamer.graph import ForwardLayer, SingleForward
 from gossamer.graph.forward_gnn import local_optimizers, run_layers, step_locally
@@ -54,7 +55,7 @@ class LocalPipeline:
         self._layers = [layers[i] for i in self.layer_ids]
         self._objective, self._view = objective, objective.train_views[0]
         self._optimizers = local_optimizers(self._layers, lr, weight_decay)
-        self._channel = Channel(self.stage, self.num_stages, self._view.x.device)
+        self._channel = Channel(Grid(self.num_stages, 1, self.stage), self._view.x.device)
         self._input_width = self._layers[0].in_channels
         self._outputs: dict[int, list[Tensor]] = {}
         self._losses: list[list[float]] = []

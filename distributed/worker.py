@@ -21,11 +21,15 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 
 @dataclass(frozen=True)
 class NodeData:
-    """Features (on the first stage only), labels and masks of all nodes, numbered chunk by chunk."""
+    """Features (on the first stage only), labels and masks of the worker's nodes, numbered chunk by chunk.
+
+    num_marked is the number of nodes in each mask over all ways.
+    """
 
     features: Tensor | None
     labels: Tensor
     masks: dict[str, Tensor]
+    num_marked: dict[str, int]
 
 
 class Worker:
@@ -58,7 +62,7 @@ class Worker:
         self._outgoing = outgoing
         self._is_last = is_last
         self._loss = loss
-        self._num_train = int(data.masks["train"].sum())
+        self._num_train = data.num_marked["train"]
         self._in_flight: dict[int, _Stored] = {}
         self._deferred: dict[int, SplitBackward] = {}
         self.begin_epoch([])
@@ -130,22 +134,22 @@ class Worker:
 
     def update(self) -> None:
         self.backend.step()
+        self.chunked.channel.count_weight_sync(self.backend.sync_bytes)
 
     @torch.no_grad()
     def infer(self, inputs: State | None) -> State:
-        """Run the stage on the whole graph, exactly."""
+        """Run the stage on the worker's part of the graph, exactly."""
         assert inputs is not None or self.data.features is not None
-        state = self.backend.module(self.chunked.graph, *(inputs or (self.data.features,)))
+        state = self.backend.module(self.chunked.whole_view(), *(inputs or (self.data.features,)))
         return state if isinstance(state, tuple) else (state,)
 
     @torch.no_grad()
     def score(self, outputs: Tensor) -> list[float]:
-        """Mean loss and accuracy of every mask in turn."""
+        """Summed loss and number of right classes of every mask in turn."""
         values = []
         for mask in self.data.masks.values():
             chosen, labels = outputs[mask], self.data.labels[mask]
-            count = max(len(labels), 1)
-            values += [self._loss(chosen, labels).item() / count, _num_correct(chosen, labels) / count]
+            values += [self._loss(chosen, labels).item(), float(_num_correct(chosen, labels))]
         return values
 
     def _rows(self, micro_batch: int) -> slice:
@@ -165,7 +169,7 @@ class Worker:
         if count:
             self.loss_sum += loss.item()
             self.num_correct += _num_correct(chosen, labels)
-        return loss / self._num_train
+        return loss * (self.backend.divisor / self._num_train)
 
     def _recompute(self, micro_batch: int, stored: _Stored) -> State:
         with torch.random.fork_rng(devices=[]), torch.enable_grad():

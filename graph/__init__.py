@@ -35,7 +35,7 @@ from gossamer.graph.loader import LoaderProgress, SampleLoader
 from gossamer.graph.loader_source import SampledBatch
 from gossamer.graph.local_objectives import ForwardForward, LocalObjective, SingleForward
 from gossamer.graph.models import GCN, GCNII, GraphSAGE, ResGCN
-from gossamer.graph.partition import chunk_order, partition
+from gossamer.graph.partition import chunk_order, halo, partition
 from gossamer.graph.positional import LaplacianPE, RandomWalkPE, laplacian_pe, random_walk_pe
 from gossamer.graph.ppr import ppr_neighbors, walk_neighbors
 from gossamer.graph.queue import SharedMemoryQueue
@@ -48,7 +48,7 @@ from gossamer.graph.spn import SPN, MergedShells, SPNConv, merge_shells
 from gossamer.graph.temporal import TemporalEncoder, TemporalSAGE, long_term_loss, prefix_causal_mask
 
 __all__ = [
-    "CSR", "CompressedCSR", "chunk_order", "partition", "Dataset", "load_dataset",
+    "CSR", "CompressedCSR", "chunk_order", "halo", "partition", "Dataset", "load_dataset",
     "aggregate", "gcn_aggregate", "node_dropout", "relu_dropout",
     "GraphLayer", "GraphSequential", "GCNConv", "SAGEConv", "GCN2Conv", "ResidualBlock", "KeepInitial",
     "ForgetInitial", "NodeDropout", "ReLUDropout",

@@ -13,7 +13,7 @@ import gossamer.graph.sddmm  # noqa: F401  (the gradient of the edge weights)
 from gossamer.graph.csr import CSR
 from gossamer.graph.extremum import extremum
 
-__all__ = ["Propagation", "aggregate", "gcn_aggregate", "propagate", "propagation"]
+__all__ = ["Propagation", "aggregate", "gcn_aggregate", "propagate", "propagation", "share_propagations"]
 
 FLOATING = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
@@ -108,6 +108,27 @@ def propagation(graph: CSR, kind: str, weight: Tensor | None = None, dtype: torc
         return _kept(graph, f"{kind} {dtype}", lambda: _propagation(graph, kind, graph.weight, dtype, own=True))
     weight = graph.weight if weight is None else weight
     return _propagation(graph, kind, weight, dtype, own=False)
+
+
+def share_propagations(whole: CSR, local: CSR, nodes: Tensor, edges: Tensor) -> None:
+    """Let ``local``, some rows of ``whole``, aggregate with the degrees of the whole graph.
+
+    Args:
+        whole: a graph whose weight needs no gradient.
+        local: its node i is node nodes[i] of ``whole``, its edge e is edge edges[e].
+        nodes: [local.num_nodes], int64.
+        edges: [local.num_edges], int64.
+    """
+
+    def select(values: Tensor | None, ids: Tensor) -> Tensor | None:
+        return None if values is None else values[ids]
+
+    for dtype in (torch.float32, torch.float64):
+        for kind in ("sum", "mean", "gcn"):
+            p = propagation(whole, kind, dtype=dtype)
+            scales = select(p.row_scale, nodes), select(p.col_scale, nodes)
+            kept = Propagation(select(p.weight, edges), *scales, p.self_loops)
+            local.__dict__.setdefault("_propagations", {})[f"{kind} {dtype}"] = (local.weight, kept)
 
 
 def propagate(graph: CSR, x: Tensor, p: Propagation, residual: Tensor | None = None, alpha: float = 0.0) -> Tensor:

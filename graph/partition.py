@@ -9,7 +9,7 @@ from torch import Tensor
 
 from gossamer.graph.csr import CSR
 
-__all__ = ["chunk_order", "partition"]
+__all__ = ["chunk_order", "halo", "partition"]
 
 
 def partition(graph: CSR, num_parts: int) -> Tensor:
@@ -53,6 +53,27 @@ def chunk_order(graph: CSR, num_chunks: int) -> tuple[Tensor, Tensor]:
     bounds = part.new_zeros(num_chunks + 1)
     bounds[1:] = part.bincount(minlength=num_chunks).cumsum(0)
     return part.sort(stable=True).indices, bounds
+
+
+def halo(graph: CSR, part: Tensor) -> Tensor:
+    """[2, H]: every pair (p, j) of a part and a node of another part that it reads, sorted.
+
+    Node j is an in-neighbour of a node of part p. H rows cross between parts whenever each part needs the current
+    rows of its in-neighbours: the volume of graph parallelism.
+
+    Args:
+        graph: any CSR, on any device.
+        part: [num_nodes], int64, the part of every node, at least 0.
+
+    Raises:
+        ValueError: if part has another shape.
+    """
+    if part.shape != (graph.num_nodes,):
+        raise ValueError(f"halo: part must be [{graph.num_nodes}] (num_nodes), got {list(part.shape)}")
+    reader, source = part[graph._rows], graph.col.long()
+    crosses = reader != part[source]
+    key = (reader[crosses] * graph.num_nodes + source[crosses]).unique()
+    return torch.stack([key // max(graph.num_nodes, 1), key % max(graph.num_nodes, 1)])
 
 
 def _partition(graph: CSR, num_parts: int, argument: str) -> Tensor:

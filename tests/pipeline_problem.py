@@ -54,12 +54,14 @@ def make_engine(model, graph, data, *, lr=1e-2, optimizer="Adam", **section):
     return distributed.initialize(copy.deepcopy(model), graph, **data, config=config)
 
 
-def gradients_of_next_epoch(engine):
+def gradients_of_next_epoch(engine, *, summed_over_ways=False):
     """Run one epoch whose update is replaced by a look at the gradients, by parameter name."""
     found = {}
     step = engine._worker.backend.step
 
     def look():
+        if summed_over_ways and engine.num_ways > 1:
+            engine._worker.backend._sum_over_ways()
         found.update({name: p.grad.clone() for name, p in engine.module.named_parameters() if p.grad is not None})
         engine.module.zero_grad()
 

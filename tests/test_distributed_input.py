@@ -48,6 +48,8 @@ def test_bad_data_is_named(changes, error, message):
 
 
 BAD_SECTIONS = [
+    ({"num_ways": 0}, "num_ways must be an int of at least 1, got 0"),
+    ({"num_ways": NUM_NODES + 1}, "num_ways must be at most the number of nodes"),
     ({"num_chunks": 0}, "num_chunks must be None or an int of at least 1, got 0"),
     ({"num_chunks": "4"}, "num_chunks must be None or an int of at least 1, got '4'"),
     ({"num_chunks": True}, "num_chunks must be None or an int of at least 1, got True"),

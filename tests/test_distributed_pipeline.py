@@ -261,7 +261,7 @@ def test_a_damaged_checkpoint_is_refused(damage, tmp_path):
     engine = make_engine(make_model(), graph, data, num_chunks=5)
     engine.train_epoch()
     folder = engine.save_checkpoint(tmp_path)
-    victim = os.path.join(folder, "manifest.json" if damage == "manifest" else "stage_00.pt")
+    victim = os.path.join(folder, "manifest.json" if damage == "manifest" else "worker_00.pt")
     with open(victim, "rb") as file:
         content = bytearray(file.read())
     if damage == "remove":

@@ -11,6 +11,7 @@ from torch import nn
 
 from gossamer.distributed.channel import Channel
 from gossamer.distributed.executor import execute
+from gossamer.distributed.grid import Grid
 from gossamer.distributed.micro_batches import MicroBatchWorker
 from gossamer.distributed.schedule import gpipe, naive, one_f_one_b
 from gossamer.distributed.split import SplitBackward
@@ -135,7 +136,7 @@ def run_transformer(rank, world, num_micro_batches, make, split):
     )
     arguments = (world,) if make is naive else (world, num_micro_batches)
     schedule = make(*arguments, split_backward=split)
-    execute(schedule.stages[rank], worker, Channel(rank, world, torch.device("cpu")))
+    execute(schedule.stages[rank], worker, Channel(Grid(world, 1, rank), torch.device("cpu")))
     prefix = "" if world == 1 else f"{rank}."
     return {prefix + name: p.grad for name, p in stage.named_parameters() if p.grad is not None}
 
