@@ -15,7 +15,7 @@ from torch import Tensor
 from gossamer.distributed.counters import Counters
 from gossamer.distributed.grid import Grid
 
-__all__ = ["Channel", "WorkerLost"]
+__all__ = ["Channel", "WorkerLost", "lost_connection"]
 
 _MAX_SENDS_IN_FLIGHT = 4
 _BROKEN = re.compile(r"gloo|nccl|connection|broken pipe", re.IGNORECASE)
@@ -23,6 +23,12 @@ _BROKEN = re.compile(r"gloo|nccl|connection|broken pipe", re.IGNORECASE)
 
 class WorkerLost(RuntimeError):
     """Another worker left the job; the message names it."""
+
+
+def lost_connection(error: RuntimeError) -> str | None:
+    """The first line of an error of a broken connection; None for any other error."""
+    reason = (str(error).splitlines() or [""])[0]
+    return reason if _BROKEN.search(reason) else None
 
 
 class _Pending(NamedTuple):
@@ -142,8 +148,8 @@ class Channel:
         except WorkerLost:
             raise
         except RuntimeError as error:
-            reason = str(error).splitlines()[0]
-            if not _BROKEN.search(reason):
+            reason = lost_connection(error)
+            if reason is None:
                 raise
             if peer is None and self.grid.num_workers == 2:
                 peer = 1 - self.grid.rank

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +42,7 @@ class Recorder:
         with self._path.open("a") as file:
             file.write(json.dumps(values) + "\n")
 
-    def plot(self, title: str, *, metric: str = "accuracy", training: str = "training (pipelined)") -> Path:
+    def plot(self, title: str, *, metric: str = "accuracy", training: str = "training") -> Path:
         """Draw loss, metric and epoch time over the epochs into plot.png; ``training`` labels what has no split."""
         import matplotlib
 
@@ -73,6 +75,71 @@ def _curve(axis: Any, lines: list[dict[str, Any]], names: list[str], label: str,
     axis.grid(alpha=0.3)
     if len(names) > 1:
         axis.legend()
+
+
+class Monitor:
+    """Worker 0's view of a run: progress bar, metrics, the best epoch, plot and status.
+
+    Args:
+        folder: of the run.
+        title: of the plot.
+        epochs: of the whole run.
+        first_epoch: of this part of it.
+        metric: name behind val_ and test_ in the lines.
+        higher: whether more of the metric is better.
+        training: label of the training curves.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        title: str,
+        *,
+        epochs: int,
+        first_epoch: int,
+        metric: str = "accuracy",
+        higher: bool = True,
+        training: str = "training",
+    ) -> None:
+        from tqdm import tqdm
+
+        self._recorder = Recorder(folder, first_epoch=first_epoch)
+        self._title, self._metric, self._training = title, metric, training
+        self._sign = 1 if higher else -1
+        self._best: dict[str, float] = {}
+        for line in self._recorder.read():  # a resumed run knows the best of its earlier part
+            self._remember(line)
+        print(f"{title} -> {folder}", flush=True)
+        interval = 0.5 if sys.stderr.isatty() else 5.0
+        self._bar = tqdm(total=epochs, initial=first_epoch, unit="epoch", mininterval=interval)
+
+    def show(self, line: dict[str, Any], **shown: str) -> None:
+        """Record one epoch; ``shown`` stands on the progress bar beside the best validation metric."""
+        line = line | {"time": round(time.time(), 3)}
+        self._remember(line)
+        self._recorder.add(**line)
+        self._bar.set_postfix(**shown, val=f"{self._best.get(self._val, float('nan')):.3f}", refresh=False)
+        self._bar.update()
+
+    @property
+    def _val(self) -> str:
+        return f"val_{self._metric}"
+
+    def _remember(self, line: dict[str, Any]) -> None:
+        if self._val not in line:
+            return
+        if not self._best or self._sign * line[self._val] > self._sign * self._best[self._val]:
+            self._best = {key: line[key] for key in ("epoch", self._val, f"test_{self._metric}") if key in line}
+
+    def finish(self, state: str) -> None:
+        """Write plot and status."""
+        self._bar.close()
+        self._recorder.plot(self._title, metric=self._metric, training=self._training)
+        if self._best:
+            scores = ", ".join(f"{key} {value:.4f}" for key, value in self._best.items() if key != "epoch")
+            print(f"best validation at epoch {self._best['epoch']}: {scores}", flush=True)
+        status = {"state": state, "best": self._best}
+        write_whole(self._recorder.folder / "status.json", json.dumps(status, indent=1) + "\n")
 
 
 def new_run(root: Path, name: str | None, default: str) -> Path:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from gossamer.graph import CSR, SPN, DRew, k_hop, merge_shells
 
-__all__ = ["NUM_CLASSES", "RingTransfer", "build_model", "ring_features", "rings"]
+__all__ = ["NUM_CLASSES", "RingTransfer", "build_model", "ring_edges", "ring_features", "ring_width", "rings"]
 
 NUM_CLASSES, GCN_WIDTH = 5, 256
 
@@ -29,11 +29,16 @@ def ring_features(size: int, labels: Tensor) -> Tensor:
     return x.flatten(0, 1)
 
 
-def rings(size: int, num_rings: int) -> CSR:
-    """num_rings disjoint rings, both ways."""
+def ring_edges(size: int, num_rings: int) -> Tensor:
+    """[2, 2 * num_rings * size]: source and target of disjoint rings, both ways, ring after ring."""
     node = torch.arange(num_rings * size)
     after = node - node % size + (node + 1) % size
-    return CSR.from_edge_index(torch.stack([torch.cat([node, after]), torch.cat([after, node])]), len(node))
+    return torch.stack([node, after, after, node], 1).view(-1, 2).T.contiguous()
+
+
+def rings(size: int, num_rings: int) -> CSR:
+    """num_rings disjoint rings, both ways."""
+    return CSR.from_edge_index(ring_edges(size, num_rings), num_rings * size)
 
 
 class RingTransfer:
@@ -51,15 +56,20 @@ class RingTransfer:
         return model(ring_features(self.size, labels), self._shells[len(labels)])[:: self.size]
 
 
-def build_model(name: str, size: int) -> nn.Module:
-    """gcn, spn, drew-NU or drew-inf with size / 2 layers and the parameters of a GCN of width 256.
+def ring_width(num_layers: int, *, per_hop: bool) -> int:
+    """The width with the parameters of a GCN of width 256 and as many layers.
 
-    DRew has (L + 1) / 2 times the matrices of a GCN, and a width smaller by the root of that.
+    DRew (``per_hop``) has (L + 1) / 2 times the matrices of a GCN, and a width smaller by the root of that.
     """
+    return round(math.sqrt(2 * GCN_WIDTH**2 / (num_layers + 1))) if per_hop else GCN_WIDTH
+
+
+def build_model(name: str, size: int) -> nn.Module:
+    """gcn, spn, drew-NU or drew-inf with size / 2 layers and the parameters of a GCN of width 256."""
     num_layers = size // 2
+    width = ring_width(num_layers, per_hop=name.startswith("drew"))
     if name == "gcn":
-        return DRew(NUM_CLASSES, GCN_WIDTH, NUM_CLASSES, num_layers, max_hops=1)
+        return DRew(NUM_CLASSES, width, NUM_CLASSES, num_layers, max_hops=1)
     if name == "spn":
-        return SPN(NUM_CLASSES, GCN_WIDTH, NUM_CLASSES, num_layers, max_hops=min(10, num_layers))
-    width = round(math.sqrt(2 * GCN_WIDTH**2 / (num_layers + 1)))
+        return SPN(NUM_CLASSES, width, NUM_CLASSES, num_layers, max_hops=min(10, num_layers))
     return DRew(NUM_CLASSES, width, NUM_CLASSES, num_layers, delay=float(name.removeprefix("drew-")))

@@ -11,9 +11,7 @@ settings but the number of epochs from there.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +22,7 @@ from gossamer.distributed.backend import make_optimizer
 from gossamer.graph.datasets import Dataset, load_dataset
 
 from job import StopFlag, add_run_options, open_run, read_config, read_settings, run
-from recorder import Recorder, write_whole
+from recorder import Monitor
 
 MODELS = {"gcnii": graph.GCNII, "gcn": graph.GCN, "graphsage": graph.GraphSAGE, "resgcn": graph.ResGCN}
 HERE = Path(__file__).resolve().parent
@@ -140,7 +138,7 @@ def train(arguments: argparse.Namespace) -> int:
     checkpoints = folder / "checkpoints"
     if distributed.find_latest(checkpoints):
         engine.load_checkpoint(checkpoints)
-    monitor = Monitor(folder, engine, arguments) if engine.is_first else None
+    monitor = make_monitor(folder, engine, arguments) if engine.is_first else None
     stopped = False
     while engine.epoch < arguments.epochs and not stopped:
         report = engine.train_epoch()
@@ -149,7 +147,7 @@ def train(arguments: argparse.Namespace) -> int:
         due = last or engine.epoch % arguments.evaluate_every == 0
         evaluation = engine.evaluate() if due else None
         if monitor:
-            monitor.show(report, evaluation)
+            show(monitor, report, evaluation)
         if last or stopped or engine.epoch % arguments.save_every == 0:
             engine.save_checkpoint(checkpoints)
     if monitor:
@@ -158,63 +156,33 @@ def train(arguments: argparse.Namespace) -> int:
     return 0
 
 
-class Monitor:
-    """Worker 0's view of the run: progress bar, metrics, plot."""
+def make_monitor(folder: Path, engine: distributed.PipelineEngine, arguments: argparse.Namespace) -> Monitor:
+    title = (
+        f"{arguments.dataset}, {arguments.layers}-layer {arguments.model}, {engine.num_stages} stages, "
+        f"{engine.num_chunks} chunks"
+    )
+    return Monitor(folder, title, epochs=arguments.epochs, first_epoch=engine.epoch, training="training (pipelined)")
 
-    def __init__(self, folder: Path, engine: distributed.PipelineEngine, arguments: argparse.Namespace) -> None:
-        from tqdm import tqdm
 
-        self._recorder = Recorder(folder, first_epoch=engine.epoch)
-        self._best: dict[str, float] = {}
-        for line in self._recorder.read():  # a resumed run knows the best of its earlier part
-            self._remember(line)
-        self._title = (
-            f"{arguments.dataset}, {arguments.layers}-layer {arguments.model}, {engine.num_stages} stages, "
-            f"{engine.num_chunks} chunks"
-        )
-        print(f"{self._title} -> {folder}", flush=True)
-        self._bar = tqdm(
-            total=arguments.epochs, initial=engine.epoch, unit="epoch", mininterval=0.5 if sys.stderr.isatty() else 5.0
-        )
-
-    def show(self, report: distributed.EpochReport, evaluation: distributed.Evaluation | None) -> None:
-        """Record one epoch."""
-        line = {
-            "epoch": report.epoch,
-            "loss": report.loss,
-            "accuracy": report.accuracy,
-            "seconds": round(report.seconds, 6),
-            "bytes": report.counters.as_dict(),
-            "time": round(time.time(), 3),
-        }
-        if evaluation is not None:
-            for name, value in evaluation.accuracy.items():
-                line |= {f"{name}_accuracy": value, f"{name}_loss": evaluation.loss[name]}
-            self._remember(line)
-        self._recorder.add(**line)
-        self._bar.set_postfix(
-            loss=f"{report.loss:.4f}",
-            acc=f"{report.accuracy:.3f}",
-            val=f"{self._best.get('val_accuracy', float('nan')):.3f}",
-            s=f"{report.seconds:.3f}",
-            MB=f"{report.counters.total / 1e6:.2f}",
-            refresh=False,
-        )
-        self._bar.update()
-
-    def _remember(self, line: dict[str, Any]) -> None:
-        if line.get("val_accuracy", 0.0) > self._best.get("val_accuracy", 0.0):
-            self._best = {key: line[key] for key in ("epoch", "val_accuracy", "test_accuracy") if key in line}
-
-    def finish(self, state: str) -> None:
-        """Write plot and status."""
-        self._bar.close()
-        self._recorder.plot(self._title)
-        if self._best:
-            scores = ", ".join(f"{key} {value:.4f}" for key, value in self._best.items() if key != "epoch")
-            print(f"best validation at epoch {self._best['epoch']}: {scores}", flush=True)
-        status = {"state": state, "best": self._best}
-        write_whole(self._recorder.folder / "status.json", json.dumps(status, indent=1) + "\n")
+def show(monitor: Monitor, report: distributed.EpochReport, evaluation: distributed.Evaluation | None) -> None:
+    """Record one epoch."""
+    line = {
+        "epoch": report.epoch,
+        "loss": report.loss,
+        "accuracy": report.accuracy,
+        "seconds": round(report.seconds, 6),
+        "bytes": report.counters.as_dict(),
+    }
+    if evaluation is not None:
+        for name, value in evaluation.accuracy.items():
+            line |= {f"{name}_accuracy": value, f"{name}_loss": evaluation.loss[name]}
+    monitor.show(
+        line,
+        loss=f"{report.loss:.4f}",
+        acc=f"{report.accuracy:.3f}",
+        s=f"{report.seconds:.3f}",
+        MB=f"{report.counters.total / 1e6:.2f}",
+    )
 
 
 if __name__ == "__main__":

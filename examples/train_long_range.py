@@ -1,109 +1,181 @@
-"""RingTransfer: carry a class half way around a ring, at equal parameters for every model.
+"""Train DRew, SPN or a plain network on tasks of long range, data parallel over graphs with DeepSpeed.
 
-    python examples/train_long_range.py                            # DRew with delay 1 on rings of 10 nodes
-    python examples/train_long_range.py --size 30 --model gcn
-    python examples/train_long_range.py --size 30 --model drew --delay inf
+    python examples/train_long_range.py                                # DRew on rings of 10 nodes, two workers
+    python examples/train_long_range.py --experiment gcn_ring_transfer --size 30
+    python examples/train_long_range.py --experiment drew_gcn_proteins --data-root DIR --workers 1
+    python examples/train_long_range.py --resume --epochs 400          # go on with the newest run
+    python examples/train_long_range.py --list                         # all experiments
 
-Node n/2 holds one of 5 classes as a one-hot vector, node 0 zeros, all others ones; the class is read at node 0 after
-n/2 layers. One process; metrics are left as JSON lines in --output.
-
-Source: Gutteridge et al. 2023, DRew: Dynamically Rewired Message Passing with Delay, section 5.
+An experiment is a named configuration (long_range_configs.py); every field of it has an option. The width of the
+states follows from the budget of parameters. The script starts the deepspeed launcher itself. Everything about a run
+is left in runs/NAME; --resume takes all settings but the number of epochs from there.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import time
+import dataclasses
+import sys
 from pathlib import Path
+from typing import Any
 
 import torch
-import torch.nn.functional as F
-from ring_transfer import NUM_CLASSES, build_model, ring_features, rings
-from torch import Tensor, nn
 
-from gossamer.graph import CSR, k_hop
+from gossamer import distributed
+from gossamer.distributed.backend import make_optimizer
 
-SPLITS = {"train": 1600, "validation": 200, "test": 200}
+from data_parallel import Trainer
+from job import StopFlag, add_run_options, open_run, read_config, read_settings, run
+from long_range_configs import CONFIGS, MODELS, LongRangeConfig
+from long_range_data import DATASETS, Task, load_task
+from long_range_models import LongRangeModel, build_model
+from recorder import Monitor
+
+HERE = Path(__file__).resolve().parent
+DEFAULT = "drew_gcn_ring_transfer"
+CHOICES = {"dataset": DATASETS, "model": MODELS, "schedule": ("plateau", "cosine")}
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--size", type=int, default=10, help="nodes of a ring, even")
-    parser.add_argument("--model", choices=["gcn", "spn", "drew"], default="drew")
-    parser.add_argument("--delay", type=float, default=1, help="nu of DRew; inf for none")
-    parser.add_argument("--epochs", type=int, default=50)
-    parser.add_argument("--batch-size", type=int, default=32)
-    parser.add_argument("--lr", type=float, default=1e-2)
-    parser.add_argument("--weight-decay", type=float, default=5e-4)
+    parser.add_argument("--experiment", choices=CONFIGS, default=DEFAULT, metavar="NAME", help="default: %(default)s")
+    parser.add_argument("--list", action="store_true", help="name all experiments and stop")
+    parser.add_argument("--data-root", default=None, help="folder that holds the data sets")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--output", type=Path, default=None, help="file for the metrics (default: none)")
-    options = parser.parse_args(arguments)
-    if options.size < 4 or options.size % 2:
-        parser.error(f"--size must be even and at least 4, got {options.size}")
-    return options
+    parser.add_argument("--config", default=str(HERE / "long_range.json"), help="DeepSpeed configuration (JSON)")
+    parser.add_argument("--save-every", type=int, default=10, metavar="EPOCHS")
+    fields = parser.add_argument_group("fields of the experiment", "see long_range_configs.py for their meaning")
+    for field in dataclasses.fields(LongRangeConfig):
+        fields.add_argument(f"--{field.name.replace('_', '-')}", default=None, **_option(field))
+    add_run_options(parser)
+    return parser.parse_args(arguments)
 
 
-class RingTransfer:
-    """The task for one size of ring: balanced labels, and the shells of a batch, computed once per batch size."""
-
-    def __init__(self, size: int, num_hops: int) -> None:
-        self.size, self.num_hops = size, num_hops
-        self.labels = {name: torch.arange(count) * NUM_CLASSES // count for name, count in SPLITS.items()}
-        self._shells: dict[int, list[CSR]] = {}
-
-    def logits(self, model: nn.Module, labels: Tensor) -> Tensor:
-        if len(labels) not in self._shells:
-            self._shells[len(labels)] = k_hop(rings(self.size, len(labels)), self.num_hops)
-        return model(ring_features(self.size, labels), self._shells[len(labels)])[:: self.size]
-
-    @torch.no_grad()
-    def accuracy(self, model: nn.Module, split: str, batch_size: int) -> float:
-        model.eval()
-        batches = self.labels[split].split(batch_size)
-        return sum(int((self.logits(model, b).argmax(1) == b).sum()) for b in batches) / SPLITS[split]
+def _option(field: dataclasses.Field[Any]) -> dict[str, Any]:
+    """How the command line reads a field."""
+    if field.name in CHOICES:
+        return {"choices": CHOICES[field.name], "metavar": field.name.upper()}
+    if field.type == "bool":
+        return {"action": argparse.BooleanOptionalAction}
+    kinds = {"int": int, "int | None": int, "float": float, "str": str, "float | str": _delay}
+    return {"type": kinds[str(field.type)]}
 
 
-def build(options: argparse.Namespace) -> nn.Module:
-    """Widths give every model the parameters of the GCN of width 256."""
-    return build_model(f"drew-{options.delay}" if options.model == "drew" else options.model, options.size)
+def _delay(text: str) -> float | str:
+    """A number, or inf as text: JSON has no infinity."""
+    value = float(text)
+    return value if value < float("inf") else "inf"
 
 
-def train_epoch(task: RingTransfer, model: nn.Module, optimizer: torch.optim.Optimizer, batch_size: int) -> float:
-    """Mean loss over the training rings, in a new order."""
-    model.train()
-    labels, total = task.labels["train"], 0.0
-    for batch in labels[torch.randperm(len(labels))].split(batch_size):
-        optimizer.zero_grad()
-        loss = F.cross_entropy(task.logits(model, batch), batch)
-        loss.backward()
-        optimizer.step()
-        total += float(loss.detach()) * len(batch)
-    return total / len(labels)
+def main() -> int:
+    arguments = parse()
+    if arguments.list:
+        print("\n".join(f"{name:32} {config.layers or 'N/2'} layers" for name, config in CONFIGS.items()))
+        return 0
+    return run(__file__, arguments, prepare, train)
 
 
-def main(arguments: list[str] | None = None) -> dict[str, float]:
-    options = parse(arguments)
-    torch.manual_seed(options.seed)
-    model = build(options)
-    task = RingTransfer(options.size, model.num_hops)
-    optimizer = torch.optim.Adam(model.parameters(), lr=options.lr, weight_decay=options.weight_decay)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, options.epochs)
-    num_parameters = sum(p.numel() for p in model.parameters())
-    print(f"{options.model}, rings of {options.size}: {len(model.convs)} layers, {num_parameters} parameters")
-    metrics: dict[str, float] = {}
-    for epoch in range(1, options.epochs + 1):
-        start = time.perf_counter()
-        loss = train_epoch(task, model, optimizer, options.batch_size)
-        schedule.step()
-        accuracy = {name: task.accuracy(model, name, options.batch_size) for name in ("validation", "test")}
-        metrics = {"epoch": epoch, "loss": loss, **accuracy, "seconds": time.perf_counter() - start}
-        print(" ".join(f"{name} {value:.4g}" for name, value in metrics.items()), flush=True)
-        if options.output:
-            with options.output.open("a") as file:
-                file.write(json.dumps(metrics) + "\n")
-    return metrics
+def prepare(arguments: argparse.Namespace) -> Path:
+    """Check what can be checked before any worker starts, and make or find the run's folder."""
+    return open_run(
+        arguments,
+        default_epochs=CONFIGS[arguments.experiment].epochs,
+        complete=complete,
+        check=check,
+        default_name=lambda new: f"{new.experiment}-{new.size}" if new.dataset == "ring-transfer" else new.experiment,
+    )
+
+
+def complete(arguments: argparse.Namespace) -> None:
+    """Fill what the command line leaves open from the experiment, and write the optimizer into DeepSpeed's part."""
+    for name, value in dataclasses.asdict(CONFIGS[arguments.experiment]).items():
+        if getattr(arguments, name) is None:
+            setattr(arguments, name, value)
+    if arguments.layers == 0 and arguments.dataset == "ring-transfer":
+        arguments.layers = arguments.size // 2
+    arguments.configuration = read_config(arguments.config) | {
+        "optimizer": {
+            "type": arguments.optimizer,
+            "params": {"lr": arguments.lr, "weight_decay": arguments.weight_decay},
+        }
+    }
+
+
+def config_of(arguments: argparse.Namespace) -> LongRangeConfig:
+    return LongRangeConfig(
+        **{field.name: getattr(arguments, field.name) for field in dataclasses.fields(LongRangeConfig)}
+    )
+
+
+def check(arguments: argparse.Namespace) -> None:
+    """Raise ValueError or FileNotFoundError for a run that could not start; fetches what must be fetched."""
+    least = {"workers": 1, "save_every": 1, "epochs": 1, "batch_size": 1, "budget": 1, "positional": 0, "seed": 0}
+    for name, bound in least.items():
+        if getattr(arguments, name) < bound:
+            raise ValueError(f"train_long_range: {name} must be at least {bound}, got {getattr(arguments, name)}")
+    task = load(arguments, positional=False)
+    num_graphs = len(task.graphs.splits["train"])
+    if arguments.workers > min(num_graphs, arguments.batch_size):
+        most = min(num_graphs, arguments.batch_size)
+        raise ValueError(f"train_long_range: workers must be at most {most}, got {arguments.workers}")
+    make_optimizer(build(arguments, task), arguments.configuration)
+
+
+def load(arguments: argparse.Namespace, *, positional: bool = True) -> Task:
+    """The task, with its positional encoding where the experiment has one."""
+    task = load_task(
+        arguments.dataset, root=arguments.data_root, seed=arguments.seed, size=arguments.size, target=arguments.target
+    )
+    if positional and arguments.positional:
+        return dataclasses.replace(task, graphs=task.graphs.with_laplacian(arguments.positional))
+    return task
+
+
+def build(arguments: argparse.Namespace, task: Task) -> LongRangeModel:
+    """The model, with the same initial weights on every worker."""
+    torch.manual_seed(arguments.seed)
+    return build_model(config_of(arguments), task)
+
+
+def train(arguments: argparse.Namespace) -> int:
+    """What every worker runs."""
+    folder = read_settings(arguments)
+    stop = StopFlag()
+    device = distributed.init_distributed(arguments.device)
+    task = load(arguments)
+    trainer = Trainer(
+        build(arguments, task), task, config_of(arguments), arguments.configuration, seed=arguments.seed, device=device
+    )
+    checkpoints = folder / "checkpoints"
+    trainer.load(checkpoints)
+    monitor = make_monitor(folder, trainer, arguments) if trainer.rank == 0 else None
+    stopped = False
+    while trainer.epoch < arguments.epochs and not stopped:
+        line = {"epoch": trainer.epoch, **trainer.train_epoch(), **trainer.evaluate()}
+        stopped = trainer.any_worker(stop.requested)
+        if monitor:
+            monitor.show(line, loss=f"{line['loss']:.4f}", s=f"{line['seconds']:.2f}")
+        if stopped or trainer.epoch == arguments.epochs or trainer.epoch % arguments.save_every == 0:
+            trainer.save(checkpoints)
+    if monitor:
+        monitor.finish("interrupted, --resume goes on" if stopped else "finished")
+    distributed.leave_distributed()
+    return 0
+
+
+def make_monitor(folder: Path, trainer: Trainer, arguments: argparse.Namespace) -> Monitor:
+    stack = trainer.engine.module.stack
+    parameters = sum(p.numel() for p in trainer.engine.module.parameters())
+    title = (
+        f"{arguments.experiment}: {arguments.layers} layers of width {stack.head.in_features}, {parameters} "
+        f"parameters, {trainer.world} {'workers' if trainer.world > 1 else 'worker'}"
+    )
+    objective = trainer.task.objective
+    return Monitor(
+        folder, title, epochs=arguments.epochs, first_epoch=trainer.epoch, metric=objective.metric,
+        higher=objective.higher,
+    )  # fmt: skip
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -18,7 +18,7 @@ from torch import Tensor
 from gossamer.graph.csr import CSR
 from gossamer.graph.planetoid import PARTS, read_planetoid
 
-__all__ = ["Dataset", "load_dataset"]
+__all__ = ["Dataset", "data_roots", "load_dataset"]
 
 _MASKS = ("train_mask", "val_mask", "test_mask")
 _DIGITS_NEIGHBORS = 8
@@ -180,7 +180,8 @@ _BUILT_IN: dict[str, Callable[[str, Any], dict[str, Any]]] = {
 }
 
 
-def _roots(root: Any) -> Iterator[Path]:
+def data_roots(root: str | os.PathLike[str] | None = None) -> Iterator[Path]:
+    """Where data sets are looked for: in root, in $GOSSAMER_DATA, ./data and ../shared/data."""
     if root is not None:
         yield Path(root)
     if os.environ.get("GOSSAMER_DATA"):
@@ -190,7 +191,7 @@ def _roots(root: Any) -> Iterator[Path]:
 
 
 def _find(name: str, root: Any, layouts: tuple[str, ...], files: list[str], hint: str) -> Path:
-    folders = [base / layout for base in _roots(root) for layout in layouts]
+    folders = [base / layout for base in data_roots(root) for layout in layouts]
     for folder in folders:
         if all((folder / file).is_file() for file in files):
             return folder
