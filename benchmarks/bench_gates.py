@@ -17,7 +17,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from gossamer.sparse_nn import RoutePlan, hash_gate, random_table
+from gossamer.sparse_nn import RoutePlan, hash_gate, load_balance_loss, random_table, top_k_gate
 
 import harness
 from tokens import VOCAB, zipf_tokens
@@ -80,6 +80,62 @@ def hash_gate_1() -> harness.Figure:
 @harness.goal("Sparse experts", "hash-selected gate against the transformers router, T 1", at_least=15.0)
 def hash_gate_1_against_transformers() -> harness.Figure:
     return gate_times(1, rival=True).figure("transformers", "ours")
+
+
+def skewed_logits(num_tokens: int = 4096) -> Tensor:
+    """Logits of a router that prefers some experts, so that a capacity drops routes."""
+    generator = torch.Generator().manual_seed(0)
+    preference = torch.randn(NUM_EXPERTS, generator=generator) / 2
+    return torch.randn(num_tokens, NUM_EXPERTS, generator=generator) + preference
+
+
+@harness.goal("Sparse experts", "top-k gates, capacity, places, T 4096, E 256, k 6", at_most=1.5, unit="ms")
+def top_k_gate_4096() -> harness.Figure:
+    logits = skewed_logits()
+    gate = lambda: top_k_gate(logits, TOP_K, normalize=True, capacity=120, score_sums=True)  # noqa: E731
+    times = harness.compare({"ours": gate, "torch.topk": lambda: logits.topk(TOP_K)}, repeats=30)
+    return harness.Figure(times["ours"].median * 1e3, f"{times.ratio('torch.topk', 'ours'):.1f}x torch.topk alone")
+
+
+@harness.goal("Sparse experts", "top-k gates against DeepSpeed's topkgating, T 4096, E 256, k 6", at_least=20.0)
+def top_k_gate_against_deepspeed() -> harness.Figure:
+    """Both drop in token order and give a balance loss; theirs is the faster of its two policies."""
+    try:
+        from deepspeed.moe.sharded_moe import topkgating
+    except ImportError as error:
+        raise harness.NotHere(f"needs deepspeed: {error}") from error
+    logits = skewed_logits()
+    theirs = lambda: topkgating(logits, TOP_K, 1.25, 4, drop_policy="position", sparse_routes=True)  # noqa: E731
+    loss, capacity, _, indices, locations, *_ = theirs()
+
+    def ours() -> tuple[Tensor, Tensor]:
+        gating = top_k_gate(logits, TOP_K, normalize=True, capacity=int(capacity), score_sums=True)
+        load = gating.plan.expert_ids.flatten().bincount(minlength=NUM_EXPERTS) / (len(logits) * TOP_K)
+        return NUM_EXPERTS * (load * gating.score_sums / len(logits)).sum(), gating.locations
+
+    torch.testing.assert_close(ours()[0], loss)
+    assert torch.equal(ours()[1], torch.where(indices < 0, -1, locations).T)
+    return harness.compare({"ours": ours, "DeepSpeed": theirs}, repeats=12).figure("DeepSpeed", "ours")
+
+
+@harness.goal("Sparse experts", "top-k gates forward + backward against torch, T 4096, E 256, k 6", at_least=3.0)
+def top_k_gate_backward() -> harness.Figure:
+    logits = skewed_logits().requires_grad_()
+
+    def theirs() -> Tensor:
+        probabilities = logits.softmax(1)
+        gates, ids = probabilities.topk(TOP_K)
+        loss = (gates / gates.sum(1, keepdim=True)).square().sum() + load_balance_loss(probabilities, ids)
+        return torch.autograd.grad(loss, logits)[0]
+
+    def ours() -> Tensor:
+        gating = top_k_gate(logits, TOP_K, normalize=True, score_sums=True)
+        share = gating.plan.counts / gating.plan.num_routes
+        loss = gating.gates.square().sum() + NUM_EXPERTS * (share * gating.score_sums / len(logits)).sum()  # type: ignore[operator]
+        return torch.autograd.grad(loss, logits)[0]
+
+    torch.testing.assert_close(ours(), theirs(), rtol=1e-4, atol=1e-6)
+    return harness.compare({"ours": ours, "torch": theirs}, repeats=12).figure("torch", "ours")
 
 
 @harness.goal("Sparse experts", "route plan of given ids against torch.sort alone, T 4096, k 8, E 64", at_least=4.0)

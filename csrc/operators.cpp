@@ -26,6 +26,12 @@ STABLE_TORCH_LIBRARY(gossamer, m) {
   m.def(
       "hash_gate_backward(Tensor grad, Tensor x, Tensor weight, Tensor expert_ids, Tensor logits, float scale) -> "
       "(Tensor, Tensor)");
+  m.def(
+      "top_k_gate(Tensor logits, Tensor? bias, int k, str score, bool normalize, float scale, int num_groups, "
+      "int top_groups, int capacity, bool sums) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
+  m.def(
+      "top_k_gate_backward(Tensor grad, Tensor? grad_sums, Tensor logits, Tensor expert_ids, Tensor normalizers, "
+      "str score, bool normalize, float scale) -> Tensor");
 
   // attention: one or a few query positions against a cache
   m.def(

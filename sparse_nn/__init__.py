@@ -37,6 +37,7 @@ from gossamer.sparse_nn.routers import (
     WeightedHashRouter,
 )
 from gossamer.sparse_nn.routing import HashRouter, RandomRouter, Router, Routing
+from gossamer.sparse_nn.top_k_gate import Gating, top_k_gate
 from gossamer.sparse_nn.transformer import SparseTransformer
 from gossamer.sparse_nn.transformer_config import SparseTransformerConfig
 
@@ -48,7 +49,7 @@ __all__ = [
     "token_hash", "previous_token_hash", "bigram_hash", "position_hash", "oracle_future_hash",
     "ContextualHashRouter",
     # the route plan
-    "RoutePlan", "hash_plan", "hash_gate",
+    "RoutePlan", "hash_plan", "hash_gate", "top_k_gate", "Gating",
     # rows to experts and back
     "dispatch", "combine", "expert_mlp",
     # attention over a cache

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["importance_loss", "load_balance_loss", "load_loss", "router_z_loss", "squared_cv"]
+__all__ = ["balance_loss", "importance_loss", "load_balance_loss", "load_loss", "router_z_loss", "squared_cv"]
 
 
 def load_balance_loss(probabilities: Tensor, expert_ids: Tensor) -> Tensor:
@@ -21,7 +21,12 @@ def load_balance_loss(probabilities: Tensor, expert_ids: Tensor) -> Tensor:
     counts = torch.zeros(num_experts, device=probabilities.device)
     ids = expert_ids.flatten().long()
     share = counts.scatter_add(0, ids, torch.ones_like(ids, dtype=torch.float32)) / max(ids.numel(), 1)
-    return num_experts * (share * probabilities.float().sum(0) / max(num_tokens, 1)).sum()
+    return balance_loss(share, probabilities.float().sum(0) / max(num_tokens, 1))
+
+
+def balance_loss(load: Tensor, probability: Tensor) -> Tensor:
+    """E * <load, probability>, both [E] and adding up to 1: ``load_balance_loss`` of sums that are there already."""
+    return len(load) * (load * probability).sum()
 
 
 def router_z_loss(logits: Tensor) -> Tensor:

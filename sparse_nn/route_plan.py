@@ -18,7 +18,8 @@ class RoutePlan:
 
     Attributes:
         expert_ids: [num_tokens, k], int32 or int64; -1 where a token makes no use of a choice.
-        order: [num_routes], int32, the routes by expert, in token order within an expert; dropped routes are absent.
+        order: [num_routes], int32, the routes by expert, in token order within an expert (unless first choices come
+            first); dropped routes are absent.
         offsets: [num_experts + 1], int32, ascending; expert e owns order[offsets[e] : offsets[e + 1]].
         inverse: [num_tokens * k], int32, position of each route in ``order``, -1 where it was dropped.
     """
@@ -29,7 +30,9 @@ class RoutePlan:
     inverse: Tensor
 
     @classmethod
-    def from_expert_ids(cls, expert_ids: Tensor, num_experts: int, *, capacity: int | None = None) -> RoutePlan:
+    def from_expert_ids(
+        cls, expert_ids: Tensor, num_experts: int, *, capacity: int | None = None, first_choices_first: bool = False
+    ) -> RoutePlan:
         """Sort routes by expert, stably, in one counting pass.
 
         Args:
@@ -37,6 +40,8 @@ class RoutePlan:
             num_experts: number of experts.
             capacity: routes an expert keeps, in token order; the rest is dropped. None keeps all (dropless), and only
                 then does the plan need no wait for the device: the number of routes is known.
+            first_choices_first: within an expert the first choices of all tokens come before the second ones, and so
+                on, so that second choices are dropped first.
 
         Raises:
             ValueError: if an id is out of range (on CUDA: a device-side assertion).
@@ -48,10 +53,15 @@ class RoutePlan:
         require(num_experts >= 1, "RoutePlan", "num_experts", "at least 1", num_experts)
         require(capacity is None or capacity >= 0, "RoutePlan", "capacity", "at least 0", capacity)
         limit = -1 if capacity is None else capacity
+        routes = expert_ids.T if first_choices_first else expert_ids
         with range_errors():
-            order, offsets, inverse = torch.ops.gossamer.route_plan(expert_ids.contiguous(), num_experts, limit)
+            order, offsets, inverse = torch.ops.gossamer.route_plan(routes.contiguous(), num_experts, limit)
         if capacity is not None:
             order = order[: int(offsets[-1])]
+        if first_choices_first:  # from j * T + t to t * k + j
+            num_tokens, k = expert_ids.shape
+            order = order % max(num_tokens, 1) * k + order // max(num_tokens, 1)
+            inverse = inverse.view(k, num_tokens).T.flatten()
         return cls(expert_ids, order, offsets, inverse)
 
     @property

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -12,18 +11,13 @@ from torch.nn import functional
 from gossamer.sparse_nn._checks import require
 from gossamer.sparse_nn.assignment import balanced_assignment, sinkhorn
 from gossamer.sparse_nn.hash_gate import hash_gate
-from gossamer.sparse_nn.losses import importance_loss, load_balance_loss, load_loss, router_z_loss
+from gossamer.sparse_nn.losses import balance_loss, load_loss, router_z_loss, squared_cv
 from gossamer.sparse_nn.routing import Router, Routing, checked_token_ids
+from gossamer.sparse_nn.top_k_gate import SCORES, Gating, top_k_gate
 
 __all__ = [
     "BalancedAssignmentRouter", "ExpertChoiceRouter", "SinkhornRouter", "TopKRouter", "WeightedHashRouter",
 ]  # fmt: skip
-
-SCORES: dict[str, Callable[[Tensor], Tensor]] = {
-    "softmax": lambda logits: logits.softmax(-1),
-    "sigmoid": torch.sigmoid,
-    "sqrt_softplus": lambda logits: functional.softplus(logits).sqrt(),
-}
 
 
 class LearnedRouter(Router):
@@ -53,15 +47,19 @@ class TopKRouter(LearnedRouter):
         num_groups, top_groups: choose only within the top groups of consecutive experts, by the sum of each group's two
             best scores.
         bias_rate: balance without a loss: a bias, used for choosing alone, moves by this towards less loaded experts
-            whenever ``update_bias`` is called. 0 leaves it out.
-        balance_weight, z_weight: of the load balance loss (importance and load, where noisy) and the z loss.
-        capacity_factor, min_capacity: see ``Router``. Switch is top_k 1 with a capacity; GShard top_k 2, normalized.
+            whenever ``update_bias`` is called. None leaves it out.
+        balance_weight: of the load balance loss; where noisy, of the importance loss.
+        load_weight: where noisy, of the load loss; None takes balance_weight.
+        z_weight: of the z loss.
+        first_choices_first: with a capacity, drop second choices before first ones (see ``top_k_gate``).
+        capacity_factor, min_capacity: see ``Router``. Switch is top_k 1 with a capacity; GShard top_k 2, normalized,
+            first choices first.
 
     Source: Shazeer et al. 2017 (noise), Fedus et al. 2021 (Switch), Lepikhin et al. 2020 (GShard), Zoph et al. 2022
     (z loss), DeepSeek-AI 2024 (sigmoid, groups), Wang et al. 2024 (balance without a loss).
     """
 
-    bias: Tensor
+    bias: Tensor | None
     counts: Tensor
 
     def __init__(
@@ -76,9 +74,11 @@ class TopKRouter(LearnedRouter):
         noisy: bool = False,
         num_groups: int = 1,
         top_groups: int = 1,
-        bias_rate: float = 0.0,
+        bias_rate: float | None = None,
         balance_weight: float = 0.0,
+        load_weight: float | None = None,
         z_weight: float = 0.0,
+        first_choices_first: bool = False,
         **capacity: Any,
     ) -> None:
         super().__init__(d_model, num_experts, top_k, **capacity)
@@ -89,25 +89,39 @@ class TopKRouter(LearnedRouter):
         )
         require(not noisy or top_k < num_experts, "TopKRouter", "top_k", "below num_experts where noisy", top_k)
         self.score, self.normalize, self.route_scale = score, normalize, route_scale
-        self.num_groups, self.top_groups = num_groups, top_groups
+        self.num_groups, self.top_groups, self.first_choices_first = num_groups, top_groups, first_choices_first
         self.bias_rate, self.balance_weight, self.z_weight = bias_rate, balance_weight, z_weight
+        self.load_weight = balance_weight if load_weight is None else load_weight
         self.noise_weight = nn.Parameter(torch.zeros(num_experts, d_model)) if noisy else None
-        self.register_buffer("bias", torch.zeros(num_experts))
+        self.register_buffer("bias", None if bias_rate is None else torch.zeros(num_experts))
         self.register_buffer("counts", torch.zeros(num_experts), persistent=False)
 
     def forward(self, x: Tensor, token_ids: Tensor | None = None) -> Routing:
         clean = self.logits(x)
         noisy, std = self._add_noise(clean, x)
-        scores = SCORES[self.score](noisy)
-        ids = self._allowed(scores.detach() + self.bias).topk(self.top_k, dim=-1).indices
-        gates = normalized(scores.gather(1, ids), self.normalize) * self.route_scale
-        load = self._load(ids)
-        if self.training and self.bias_rate > 0:
+        gating = top_k_gate(
+            noisy,
+            self.top_k,
+            score=self.score,
+            bias=self.bias,
+            normalize=self.normalize,
+            scale=self.route_scale,
+            num_groups=self.num_groups,
+            top_groups=self.top_groups,
+            capacity=self.capacity(len(x) * self.top_k),
+            first_choices_first=self.first_choices_first,
+            score_sums=std is None and self.balance_weight > 0,
+        )
+        load = self._load(gating.plan.expert_ids)
+        if self.training and self.bias is not None:
             self.counts += load
-        return Routing(ids, gates, self._loss(clean, noisy, std, scores, ids), {"load": load})
+        loss = self._loss(clean, noisy, std, gating, load)
+        return Routing(gating.plan.expert_ids, gating.gates, loss, {"load": load}, gating.plan)
 
     def update_bias(self) -> None:
         """Move the bias towards balance after a step: b += rate * sign(mean load - load). Call it once per step."""
+        if self.bias is None or self.bias_rate is None:
+            raise ValueError("TopKRouter: bias_rate must be given to balance by a bias, got None")
         self.bias += self.bias_rate * torch.sign(self.counts.mean() - self.counts)
         self.counts.zero_()
 
@@ -117,23 +131,16 @@ class TopKRouter(LearnedRouter):
         std = functional.softplus(x.float() @ self.noise_weight.float().T) + 1e-2
         return clean + torch.randn_like(clean) * std, std
 
-    def _allowed(self, scores: Tensor) -> Tensor:
-        """Scores with those outside the top groups at minus infinity."""
-        if self.num_groups == 1:
-            return scores
-        groups = scores.unflatten(1, (self.num_groups, -1))
-        best = groups.topk(min(2, groups.shape[-1]), dim=-1).values.sum(-1)
-        kept = torch.zeros_like(best, dtype=torch.bool).scatter(1, best.topk(self.top_groups, dim=-1).indices, True)
-        return groups.masked_fill(~kept[..., None], float("-inf")).flatten(1)
-
-    def _loss(self, clean: Tensor, noisy: Tensor, std: Tensor | None, scores: Tensor, ids: Tensor) -> Tensor:
+    def _loss(self, clean: Tensor, noisy: Tensor, std: Tensor | None, gating: Gating, load: Tensor) -> Tensor:
         loss = clean.new_zeros(())
-        if self.balance_weight > 0 and std is None:
-            probabilities = scores / scores.sum(-1, keepdim=True)
-            loss = loss + self.balance_weight * load_balance_loss(probabilities, ids)
-        elif self.balance_weight > 0 and std is not None:
-            top = torch.zeros_like(scores).scatter(1, ids, scores.gather(1, ids))
-            loss = loss + self.balance_weight * (importance_loss(top) + load_loss(clean, noisy, std, self.top_k))
+        if gating.score_sums is not None:
+            loss = loss + self.balance_weight * balance_loss(load, gating.score_sums / max(len(clean), 1))
+        if std is not None and self.balance_weight > 0:
+            ids = gating.plan.expert_ids.flatten().long()
+            importance = torch.zeros_like(load).scatter_add(0, ids, gating.gates.flatten())
+            loss = loss + self.balance_weight * squared_cv(importance)
+        if std is not None and self.load_weight > 0:
+            loss = loss + self.load_weight * load_loss(clean, noisy, std, self.top_k)
         if self.z_weight > 0:
             loss = loss + self.z_weight * router_z_loss(clean)
         return loss
@@ -185,8 +192,8 @@ class ExpertChoiceRouter(LearnedRouter):
         ids = torch.where(taken, torch.arange(self.num_experts, device=x.device), -1)
         return Routing(ids, probabilities * taken, probabilities.new_zeros(()), {"load": self._load(ids)})
 
-    def _capacity(self, routing: Routing) -> int:
-        return routing.expert_ids.shape[0]  # the choice has kept to it
+    def capacity(self, num_routes: int) -> int:
+        return num_routes // self.num_experts  # all tokens: the choice has kept to it
 
 
 class BalancedAssignmentRouter(LearnedRouter):
@@ -224,8 +231,3 @@ class SinkhornRouter(LearnedRouter):
         chosen = logits.gather(1, ids)
         gates = chosen.sigmoid() if self.top_k == 1 else chosen.softmax(-1)
         return Routing(ids, gates, logits.new_zeros(()), {"load": self._load(ids)})
-
-
-def normalized(gates: Tensor, wanted: bool) -> Tensor:
-    """Gates over their sum per token."""
-    return gates / (gates.sum(-1, keepdim=True) + 1e-20) if wanted else gates

@@ -23,12 +23,14 @@ class Routing:
         gates: [num_tokens, k], float32; carries the gradient to the router.
         aux_loss: scalar to add to the training loss, weighted already.
         stats: numbers to watch, as tensors: ``load`` [E] is the share of routes per expert.
+        plan: the route plan, where the router made it on the way.
     """
 
     expert_ids: Tensor
     gates: Tensor
     aux_loss: Tensor
     stats: dict[str, Tensor] = field(default_factory=dict)
+    plan: RoutePlan | None = None
 
 
 class Router(nn.Module):
@@ -55,13 +57,17 @@ class Router(nn.Module):
 
     def plan(self, routing: Routing) -> RoutePlan:
         """The route plan of a routing, with the capacity of this router."""
-        return RoutePlan.from_expert_ids(routing.expert_ids, self.num_experts, capacity=self._capacity(routing))
+        if routing.plan is not None:
+            return routing.plan
+        return RoutePlan.from_expert_ids(
+            routing.expert_ids, self.num_experts, capacity=self.capacity(routing.expert_ids.numel())
+        )
 
-    def _capacity(self, routing: Routing) -> int | None:
+    def capacity(self, num_routes: int) -> int | None:
+        """Routes an expert keeps of a batch with so many; None keeps all."""
         if self.capacity_factor is None:
             return None
-        mean = routing.expert_ids.numel() / self.num_experts
-        return max(self.min_capacity, round(self.capacity_factor * mean))
+        return max(self.min_capacity, round(self.capacity_factor * num_routes / self.num_experts))
 
     def _load(self, expert_ids: Tensor) -> Tensor:
         ids = expert_ids.detach().flatten().long()

@@ -269,5 +269,5 @@ def _experts(config: SparseTransformerConfig, table: Tensor | None) -> MoE:
 class _TopKRouter(TopKRouter):
     """In evaluation nothing is dropped, so that a token does not depend on the others of its batch."""
 
-    def _capacity(self, routing: Routing) -> int | None:
-        return super()._capacity(routing) if self.training else None
+    def capacity(self, num_routes: int) -> int | None:
+        return super().capacity(num_routes) if self.training else None

@@ -164,6 +164,38 @@ def hash_gate(x: Tensor, weight: Tensor, table: Tensor, token_ids: Tensor, scale
     return ids.int(), scale * scores / scores.sum(1, keepdim=True)
 
 
+def top_k_gate(logits: Tensor, k: int, score: str = "softmax", bias: Tensor | None = None, normalize: bool = False,
+               scale: float = 1.0, num_groups: int = 1, top_groups: int = 1):  # fmt: skip
+    """Expert ids, gates and score sums; the order of a sort that is stable, so that the lower expert comes first."""
+    softplus = lambda x: torch.nn.functional.softplus(x, threshold=700).sqrt()  # noqa: E731
+    function = {"softmax": lambda x: x.softmax(1), "sigmoid": torch.sigmoid, "sqrt_softplus": softplus}[score]
+    scores = function(logits.double())
+    choice = scores.detach() if bias is not None or num_groups > 1 else logits.detach()
+    choice = choice + (0 if bias is None else bias)
+    groups = choice.unflatten(1, (num_groups, -1))
+    best = groups.topk(min(2, groups.shape[2]), dim=2).values.sum(2).sort(dim=1, descending=True, stable=True).indices
+    dropped = torch.ones(groups.shape[:2], dtype=torch.bool).scatter(1, best[:, :top_groups], False)
+    choice = groups.masked_fill(dropped[..., None], float("-inf")).flatten(1)
+    ids = choice.sort(dim=1, descending=True, stable=True).indices[:, :k]
+    gates = scores.gather(1, ids)
+    gates = scale * (gates / (gates.sum(1, keepdim=True) + 1e-20) if normalize else gates)
+    return ids.int(), gates, (scores / scores.sum(1, keepdim=True)).sum(0)
+
+
+def locations(expert_ids: Tensor, capacity: int, first_choices_first: bool = False) -> Tensor:
+    """Place of every route within its expert, -1 beyond the capacity, route by route."""
+    taken: dict[int, int] = {}
+    out = torch.full_like(expert_ids, -1)
+    num_tokens, k = expert_ids.shape
+    by_token = [(t, j) for t in range(num_tokens) for j in range(k)]
+    for t, j in sorted(by_token, key=lambda route: route[1]) if first_choices_first else by_token:
+        place = taken.setdefault(int(expert_ids[t, j]), 0)
+        if place < capacity:
+            out[t, j] = place
+            taken[int(expert_ids[t, j])] += 1
+    return out
+
+
 def ppr(graph, seeds: Tensor, alpha: float) -> Tensor:
     """[num_seeds, num_nodes]: personalised PageRank by power iteration; without a next node walks end."""
     step = torch.zeros(graph.num_nodes, graph.num_nodes, dtype=torch.float64)

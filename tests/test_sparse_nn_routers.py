@@ -16,7 +16,9 @@ ROUTERS = {
     "multi hash": lambda: nn.HashRouter(nn.multi_hash_table(50, 4, 2, seed=0), 8),
     "weighted hash": lambda: nn.WeightedHashRouter(16, TABLE, 8, route_scale=1.5),
     "switch": lambda: nn.TopKRouter(16, 8, capacity_factor=1.25, balance_weight=0.01),
-    "gshard": lambda: nn.TopKRouter(16, 8, 2, normalize=True, capacity_factor=2.0, balance_weight=0.01),
+    "gshard": lambda: nn.TopKRouter(
+        16, 8, 2, normalize=True, capacity_factor=1.0, first_choices_first=True, balance_weight=0.01
+    ),
     "sigmoid": lambda: nn.TopKRouter(16, 8, 2, score="sigmoid", normalize=True, num_groups=4, top_groups=2),
     "sqrt_softplus": lambda: nn.TopKRouter(16, 8, 2, score="sqrt_softplus", z_weight=0.001),
     "noisy": lambda: nn.TopKRouter(16, 8, 2, noisy=True, balance_weight=0.1),
@@ -131,6 +133,31 @@ def test_capacity_drops_late_tokens():
     assert plan.order.max() == 9
 
 
+def test_gshard_drops_second_choices_first():
+    router = nn.TopKRouter(2, 2, 2, capacity_factor=0.5, min_capacity=1, first_choices_first=True)
+    router.weight.data = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
+    x = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 0.0], [0.0, 1.0]])
+    inverse = router.plan(router(x)).inverse.view(4, 2)
+    assert (inverse[:, 0] >= 0).all()  # two first choices for each expert, which keeps two
+    assert (inverse[:, 1] < 0).all()
+
+
+def test_noisy_losses_are_those_of_the_gates():
+    router = nn.TopKRouter(16, 8, 2, normalize=True, noisy=True, balance_weight=0.1, load_weight=0.0)
+    routing = router(torch.randn(30, 16))
+    dense = torch.zeros(30, 8).scatter(1, routing.expert_ids.long(), routing.gates)
+    torch.testing.assert_close(routing.aux_loss, 0.1 * nn.importance_loss(dense))
+
+
+def test_balance_loss_of_the_router_is_that_of_its_probabilities():
+    router, x = nn.TopKRouter(16, 8, 2, score="sigmoid", balance_weight=0.5), torch.randn(30, 16)
+    routing, scores = router(x), torch.sigmoid(x @ router.weight.T)
+    wanted = 0.5 * nn.load_balance_loss(scores / scores.sum(1, keepdim=True), routing.expert_ids)
+    torch.testing.assert_close(routing.aux_loss, wanted)
+    grads = [torch.autograd.grad(loss, router.weight)[0] for loss in (routing.aux_loss, wanted)]
+    torch.testing.assert_close(*grads)
+
+
 def test_bias_balances_a_skewed_stream_without_gradients():
     router = nn.TopKRouter(16, 8, 2, score="sigmoid", normalize=True, bias_rate=0.01)
     router.weight.data.normal_(std=0.2)
@@ -192,6 +219,7 @@ def test_state_dict_round_trip():
 ERRORS = [
     pytest.param(lambda: nn.TopKRouter(4, 2, 3), r"TopKRouter: top_k must be in \[1, 2\], got 3", id="top_k"),
     pytest.param(lambda: nn.TopKRouter(4, 2, score="tanh"), "score must be one of softmax", id="score"),
+    pytest.param(lambda: nn.TopKRouter(4, 8).update_bias(), "bias_rate must be given to balance", id="bias"),
     pytest.param(lambda: nn.HashRouter(TABLE, 8)(torch.rand(3, 4)), "token_ids must be given, got None", id="no ids"),
     pytest.param(lambda: nn.HashRouter(TABLE, 8)(torch.rand(3, 4), torch.zeros(2).int()), "one per row", id="length"),
     pytest.param(lambda: nn.MoE(4, 4, 5, nn.TopKRouter(4, 8)), "MoE: num_experts must be 8", id="experts"),

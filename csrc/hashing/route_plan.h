@@ -55,15 +55,17 @@ void place_routes(const index_t* expert_ids, const RoutePlanArgs& args, int32_t*
   }
 }
 
-// The same, leaving out routes without an expert and those beyond the capacity.
+// The same, leaving out routes without an expert and those beyond the capacity: without a branch on which ones.
 template <typename index_t>
 void place_routes_within_capacity(const index_t* expert_ids, const RoutePlanArgs& args, int32_t* next, int64_t begin,
                                   int64_t end) {
+  int32_t dropped;
   for (int64_t r = begin; r < end; ++r) {
     const int64_t e = expert_ids[r];
     const int32_t position = e >= 0 ? next[e]++ : -1;
     const bool kept = e >= 0 && position < args.offsets[e + 1];
-    if (kept) args.order[position] = static_cast<int32_t>(r);
+    int32_t* const place = kept ? args.order + position : &dropped;
+    *place = static_cast<int32_t>(r);
     args.inverse[r] = kept ? position : -1;
   }
 }
