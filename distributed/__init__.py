@@ -2,6 +2,7 @@
 
 from gossamer.distributed import schedule
 from gossamer.distributed.backend import init_distributed, leave_distributed
+from gossamer.distributed.calibration import Calibration, calibrate
 from gossamer.distributed.channel import WorkerLost
 from gossamer.distributed.checkpoint import find_latest
 from gossamer.distributed.config import PipelineConfig, load_config
@@ -11,6 +12,7 @@ from gossamer.distributed.expert_parallel import ExpertExchange, ExpertParallelM
 from gossamer.distributed.gradient_aggregation import LocalGradientAggregation
 from gossamer.distributed.launcher import is_worker, launch
 from gossamer.distributed.local_learning import LocalPipeline
+from gossamer.distributed.planner import ParallelPlan, plan_parallelism
 from gossamer.distributed.schedule import gnnpipe, gpipe, local, naive, one_f_one_b, simulate
 from gossamer.distributed.stages import layers_of, plan_stages
 
@@ -25,6 +27,10 @@ __all__ = [
     "load_config",
     "layers_of",
     "plan_stages",
+    "plan_parallelism",
+    "ParallelPlan",
+    "Calibration",
+    "calibrate",
     "EpochReport",
     "Evaluation",
     "Counters",
