@@ -132,6 +132,8 @@ def _backward(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Any, ...]:
     nothing: list[Any] = [None] * 19
     for position in (1, 2, 3, 17, 18):  # lists of tensors
         nothing[position] = [None] * ctx.num_shells
+    if not ctx.layer:  # torch takes an empty list for one of tensors
+        nothing[4:7] = [[], [], []]
     if grad is None:
         return tuple(nothing)
     out, states, messages, mean, var, length, weight, gamma, beta, hop_weight, *graphs = ctx.saved_tensors

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -61,16 +61,18 @@ class _DRewConv(nn.Module):
         self.num_weights = 1 if share_weights else self.num_hops
         self.hop_weights = nn.Parameter(torch.zeros(self.num_hops)) if learn_hop_weights else None
 
-    def hops(self, shells: Sequence[CSR], states: Sequence[Tensor]) -> Iterator[_Hop]:
-        """Every hop that has any edges."""
+    def hops(self, shells: Sequence[CSR], states: Sequence[Tensor]) -> list[_Hop]:
+        """Every hop that has any edges, after all checks."""
         self.check_shells(shells, states[-1])
         self.check_states(states)
         weights = None if self.hop_weights is None else self.num_hops * self.hop_weights.softmax(0)
+        found = []
         for k in range(1, self.num_hops + 1):
             if shells[k - 1].num_edges:
                 state = states[self.source(len(states) - 1, k)]
                 weight = None if weights is None else weights[k - 1]
-                yield _Hop(k, (k - 1) % self.num_weights, shells[k - 1], state, weight)
+                found.append(_Hop(k, (k - 1) % self.num_weights, shells[k - 1], state, weight))
+        return found
 
     def source(self, current: int, k: int) -> int:
         """Number of the state that hop k reads, where ``current`` is that of the newest."""
@@ -179,9 +181,10 @@ class DRewGINConv(_DRewConv):
 
     def forward(self, shells: Sequence[CSR], states: Sequence[Tensor], edge_attr: Tensor | None = None) -> Tensor:
         """Shells of ``k_hop`` and states [N, channels], oldest first; edge_attr as ``hop_edge_attr`` gives it."""
+        hops = self.hops(shells, states)
         check_edge_attr(self, shells, edge_attr)
         total = (1 + self.eps) * self.own(states[-1])
-        for hop in self.hops(shells, states):
+        for hop in hops:
             if hop.k == 1 and self.relations:
                 assert edge_attr is not None  # checked above
                 kinds = [torch.eq(edge_attr, r).to(hop.state.dtype) for r in range(len(self.relations))]
@@ -227,9 +230,10 @@ class DRewGatedGCNConv(_DRewConv):
 
     def forward(self, shells: Sequence[CSR], states: Sequence[Tensor], edge_attr: Tensor | None = None) -> Tensor:
         """Shells of ``k_hop`` and states [N, channels], oldest first; edge_attr as ``hop_edge_attr`` gives it."""
+        hops = self.hops(shells, states)
         check_edge_attr(self, shells, edge_attr)
         total, query = self.own(states[-1]), self.gate(states[-1])
-        for hop in self.hops(shells, states):
+        for hop in hops:
             rows, cols = hop.shell._rows, hop.shell.col
             key, value = self.keys[hop.number](hop.state), self.values[hop.number](hop.state)
             logits = query.index_select(0, rows) + key.index_select(0, cols)  # [num_edges, channels]

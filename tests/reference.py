@@ -373,3 +373,23 @@ def long_term_loss(predicted: Tensor, future: Tensor, valid: Tensor) -> Tensor:
         scores = [predicted[b] @ future[c, n] for c in range(len(predicted)) if valid[c, n]]
         losses.append(torch.logsumexp(torch.stack(scores), 0) - predicted[b] @ future[b, n])
     return torch.stack(losses).mean() if losses else predicted.new_zeros(())
+
+
+def drew_gcn(x, adjacencies, hops, num_layers, weight, gamma, beta, hop_weight, mean, var, eps, l2_norm):
+    """A stack of DRew-GCN layers; hops lists (layer, shell, state), adjacencies [N, N] of the shells, without loops."""
+    states = [x]
+    for t in range(num_layers):
+        total = torch.zeros_like(x)
+        for p, (layer, shell, state) in enumerate(hops):
+            if layer != t:
+                continue
+            a = adjacencies[shell] + torch.eye(len(x), dtype=x.dtype)
+            scale = adjacencies[shell].sum(1).add(1).rsqrt()
+            message = scale[:, None] * (a @ (scale[:, None] * states[state])) @ weight[p].T
+            mu = message.mean(0) if mean is None else mean[p]
+            variance = (message - mu).square().mean(0) if var is None else var[p]
+            normed = (message - mu) * gamma[p] / (variance + eps).sqrt() + beta[p]
+            total = total + (1 if hop_weight is None else hop_weight[p]) * normed.relu()
+        out = states[-1] + total
+        states.append(out / out.norm(dim=1, keepdim=True).clamp(min=1e-12) if l2_norm else out)
+    return states[-1]

@@ -125,6 +125,14 @@ def test_a_hop_without_edges_is_skipped():
         assert DRew(3, 4, 2, 4, conv=conv)(torch.randn(2, 3), shells).isfinite().all()
 
 
+@pytest.mark.parametrize("conv", ["gcn", "gin", "gatedgcn"])
+def test_a_graph_without_edges_trains(conv):
+    shells = k_hop(CSR.from_edge_index(torch.empty(2, 0, dtype=torch.int64), 5), 2)
+    model = DRew(3, 4, 2, 2, conv=conv)
+    model(torch.randn(5, 3), shells).sum().backward()
+    assert model.encoder.weight.grad.abs().sum() > 0
+
+
 def test_width_keeps_the_budget():
     for conv, matrices in [("gcn", 28), ("gin", 35), ("gatedgcn", 70)]:
         width = drew_width(7, conv=conv, vectors=40)

@@ -61,19 +61,3 @@ def test_threads_and_recomputation_change_no_bit(graph):
     torch.set_num_threads(threads)
     for result in results[1:]:
         assert all(torch.equal(a, b) for a, b in zip(result, results[0]))
-
-
-def test_opcheck():
-    shells = k_hop(CSR.from_edge_index(GRAPHS["many rings"][:, :40]), 1)
-    back, (n, f) = shells[0].transpose(), (40, 4)
-    x, weight = (torch.randn(*s, dtype=torch.float64, requires_grad=True) for s in [(n, f), (1, f, f)])
-    gamma, beta = torch.rand(1, f, dtype=torch.float64), torch.rand(1, f, dtype=torch.float64)
-    scale = torch.rand(n, dtype=torch.float64)
-    arguments = (
-        x, [shells[0].rowptr], [shells[0].col], [scale], [0], [0], [0], 1, weight, gamma, beta, None, None, None, 1e-5,
-        True, True, [back.rowptr], [back.col],
-    )  # fmt: skip
-    checks = ("test_schema", "test_faketensor", "test_autograd_registration")
-    torch.library.opcheck(torch.ops.gossamer.drew_gcn.default, arguments, test_utils=checks)
-    with pytest.raises(RuntimeError, match="drew_gcn: state must be in"):
-        torch.ops.gossamer.drew_gcn(*arguments[:6], [1], *arguments[7:])
