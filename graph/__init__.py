@@ -13,7 +13,14 @@ from gossamer.graph.drew import DRew, drew_width
 from gossamer.graph.drew_layers import DRewGatedGCNConv, DRewGCNConv, DRewGINConv
 from gossamer.graph.dropout import node_dropout, relu_dropout
 from gossamer.graph.event_sequence import EventSequences, event_sequences
-from gossamer.graph.forward_gnn import ForwardLayer, forward_gnn, predict_locally, train_greedily, train_together
+from gossamer.graph.forward_gnn import (
+    ForwardLayer,
+    forward_gnn,
+    local_optimizers,
+    predict_locally,
+    train_greedily,
+    train_together,
+)
 from gossamer.graph.grouping import group_and_slice
 from gossamer.graph.hetero import HeteroCSR, hetero_ppr_neighbors, hetero_walk_neighbors
 from gossamer.graph.id_embedding import IDEmbedding, RowwiseAdagrad
@@ -54,7 +61,7 @@ __all__ = [
     "ForgetInitial", "NodeDropout", "ReLUDropout",
     "GCN", "GraphSAGE", "GCNII", "ResGCN",
     "ForwardLayer", "forward_gnn", "LocalObjective", "SingleForward", "ForwardForward",
-    "train_greedily", "train_together", "predict_locally",
+    "train_greedily", "train_together", "predict_locally", "local_optimizers",
     "SampledSubgraph", "neighbor_sample", "ppr_neighbors", "walk_neighbors", "AdaptiveFanout", "group_and_slice",
     "densify", "HeteroCSR", "hetero_ppr_neighbors", "hetero_walk_neighbors",
     "SampledSAGE", "TemporalSAGE", "TemporalEncoder", "prefix_causal_mask", "long_term_loss", "EventSequences",

@@ -13,7 +13,15 @@ from torch import Tensor, nn
 from gossamer.graph.layers import GCNConv, GraphLayer, GraphSequential, SAGEConv
 from gossamer.graph.local_objectives import LocalObjective, SingleForward, View
 
-__all__ = ["ForwardLayer", "LayerTraining", "forward_gnn", "predict_locally", "train_greedily", "train_together"]
+__all__ = [
+    "ForwardLayer",
+    "LayerTraining",
+    "forward_gnn",
+    "local_optimizers",
+    "predict_locally",
+    "train_greedily",
+    "train_together",
+]
 
 _CONVS: dict[str, type[GCNConv] | type[SAGEConv]] = {"gcn": GCNConv, "sage": SAGEConv}
 
@@ -63,8 +71,10 @@ class LayerTraining(NamedTuple):
     best_accuracy: float
 
 
-def local_optimizers(layers: Sequence[nn.Module], lr: float, weight_decay: float) -> list[torch.optim.Adam]:
-    """An optimizer for every layer."""
+def local_optimizers(
+    layers: Sequence[nn.Module], lr: float = 1e-3, weight_decay: float = 5e-4
+) -> list[torch.optim.Optimizer]:
+    """An Adam for every layer."""
     return [torch.optim.Adam(layer.parameters(), lr=lr, weight_decay=weight_decay) for layer in layers]
 
 
@@ -126,8 +136,7 @@ def train_together(
     num_epochs: int,
     *,
     top_down: bool = False,
-    lr: float = 1e-3,
-    weight_decay: float = 5e-4,
+    optimizers: Sequence[torch.optim.Optimizer] | None = None,
     max_norm: float | None = None,
 ) -> list[list[float]]:
     """Train all layers in every epoch: a layer learns from what the layer below it gives in that epoch.
@@ -140,7 +149,7 @@ def train_together(
         num_epochs: epochs.
         top_down: the loss of a layer is that of the mean of its output and those of all layers above it (which get no
             gradient from it), the paper's top-to-loss signal.
-        lr, weight_decay: of Adam.
+        optimizers: one for every layer, to go on with; None makes those of ``local_optimizers``.
         max_norm: clip the gradient of every layer to this norm; the paper takes 1 with top_down.
 
     Returns:
@@ -148,7 +157,8 @@ def train_together(
 
     Source: Park et al. 2024, section 3.4.
     """
-    optimizers = local_optimizers(layers, lr, weight_decay)
+    if optimizers is None:
+        optimizers = local_optimizers(layers)
     history = []
     for _ in range(num_epochs):
         outputs = run_layers(layers, objective.train_views[0])

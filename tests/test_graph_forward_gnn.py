@@ -9,6 +9,7 @@ from gossamer.graph import (
     ForwardForward,
     SingleForward,
     forward_gnn,
+    local_optimizers,
     predict_locally,
     train_greedily,
     train_together,
@@ -124,7 +125,9 @@ def test_training_together(top_down):
         mine = {id(parameter) for parameter in layer.parameters()}
         reached = {id(q) for q, g in zip(layers.parameters(), gradients) if g is not None}
         assert reached == mine
-    history = train_together(layers, objective, 40, top_down=top_down, lr=1e-2, max_norm=1.0)
+    history = train_together(
+        layers, objective, 40, top_down=top_down, optimizers=local_optimizers(layers, 1e-2), max_norm=1.0
+    )
     assert len(history) == 40
     assert all(last < first for first, last in zip(history[0], history[-1]))
     accuracy = (predict_locally(layers, objective, top_down=top_down).argmax(1) == p["labels"]).float().mean()
