@@ -25,12 +25,14 @@ class Counters:
 
     @property
     def total(self) -> int:
+        """All bytes."""
         return self.layer_level + self.graph_level + self.weight_sync
 
     def __add__(self, other: Counters) -> Counters:
         return Counters(*(a + b for a, b in zip(self.as_tuple(), other.as_tuple())))
 
     def as_tuple(self) -> tuple[int, ...]:
+        """The three classes in the order of the fields."""
         return tuple(getattr(self, field.name) for field in fields(self))
 
     def as_dict(self) -> dict[str, int]:

@@ -206,10 +206,12 @@ class PipelineEngine:
 
     @property
     def is_first(self) -> bool:
+        """Whether this worker runs the first stage."""
         return self.stage == 0
 
     @property
     def is_last(self) -> bool:
+        """Whether this worker runs the last stage."""
         return self.stage == self.num_stages - 1
 
     @property
@@ -219,6 +221,7 @@ class PipelineEngine:
 
     @property
     def num_chunks(self) -> int:
+        """Chunks that the graph is cut into."""
         return self._worker.chunked.num_chunks
 
     @property

@@ -149,6 +149,7 @@ class ExpertParallelMoE(MoE):
 
     @property
     def bytes_sent(self) -> int:
+        """Bytes that left this rank so far, forward and backward."""
         return self._traffic[0]
 
     def exchange(self, plan: RoutePlan) -> ExpertExchange:

@@ -10,7 +10,7 @@ from torch import Tensor
 from gossamer.distributed import schedule
 from gossamer.distributed.channel import Channel
 from gossamer.distributed.counters import Counters
-from gossamer.distributed.executor import execute
+from gossamer.distributed.executor import StageWorker, execute
 from gossamer.distributed.grid import Grid
 from gossamer.distributed.stages import split_layers
 from gossamer.graph import ForwardLayer, SingleForward
@@ -20,7 +20,7 @@ from gossamer.graph.local_objectives import View
 __all__ = ["LocalPipeline"]
 
 
-class LocalPipeline:
+class LocalPipeline(StageWorker):
     """ForwardGNN with its layers spread over the ranks of the default process group; epochs are the micro-batches.
 
     A stage hands the outputs of an epoch up and goes on: it never waits for the stages above. Weights are those that

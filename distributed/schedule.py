@@ -220,6 +220,7 @@ class Timeline:
 
     @property
     def makespan(self) -> float:
+        """When the last event ends."""
         return max(event.end for event in self.events)
 
     @property

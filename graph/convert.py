@@ -1,7 +1,7 @@
 """Edge lists to the memory-mapped graph format, in bounded memory.
 
-python -m gossamer.graph.convert ratings.csv ratings.gcsr --source userId --target movieId --time timestamp
-python -m gossamer.graph.convert part-*.parquet graph.gcsr --source src --target dst --memory 4G
+gossamer convert ratings.csv ratings.gcsr --source userId --target movieId --time timestamp
+gossamer convert part-*.parquet graph.gcsr --source src --target dst --memory 4G
 """
 
 from __future__ import annotations
@@ -79,8 +79,9 @@ def convert(
         build.write(output, num_nodes, progress)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    options = _parse(arguments)
+def main(arguments: Sequence[str] | None = None, *, program: str = "python -m gossamer.graph.convert") -> int:
+    """Run the command line; returns the exit code: 0, 2 for bad input, 130 if interrupted."""
+    options = _parse(arguments, program)
     show = _ProgressLine(quiet=options.quiet)
     begin = time.perf_counter()
     try:
@@ -108,9 +109,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+def _parse(arguments: Sequence[str] | None, program: str) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="python -m gossamer.graph.convert",
+        prog=program,
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

@@ -186,10 +186,12 @@ class CSR:
 
     @property
     def num_edges(self) -> int:
+        """Number of edges."""
         return self.col.numel()
 
     @property
     def device(self) -> torch.device:
+        """Where the tensors are."""
         return self.rowptr.device
 
     def in_degree(self) -> Tensor:

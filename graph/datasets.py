@@ -49,6 +49,7 @@ class Dataset:
 
     @property
     def num_splits(self) -> int:
+        """Number of splits that the masks hold."""
         return 1 if self.train_mask.dim() == 1 else self.train_mask.shape[1]
 
     @property

@@ -36,6 +36,7 @@ class IDEmbedding(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
+        """Draw the table anew from N(0, std^2)."""
         nn.init.normal_(self.table, std=self.std, generator=generator)
 
     def forward(self, node: Tensor, x: Tensor | None = None) -> Tensor:

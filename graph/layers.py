@@ -97,6 +97,7 @@ class GCNConv(GraphLayer):
         self.reset_parameters()
 
     def reset_parameters(self, generator: Generator | None = None) -> None:
+        """Draw the parameters anew (init_uniform_; biases are zero)."""
         init_uniform_(self.lin.weight, generator)
         if self.bias is not None:
             nn.init.zeros_(self.bias)
@@ -128,6 +129,7 @@ class SAGEConv(GraphLayer):
         self.reset_parameters()
 
     def reset_parameters(self, generator: Generator | None = None) -> None:
+        """Draw the parameters anew (init_uniform_; biases are zero)."""
         for linear in (self.lin_l, self.lin_r):
             reset_linear(linear, generator)
 
@@ -160,6 +162,7 @@ class GCN2Conv(GraphLayer):
         self.reset_parameters()
 
     def reset_parameters(self, generator: Generator | None = None) -> None:
+        """Draw the parameters anew (init_uniform_; biases are zero)."""
         init_uniform_(self.weight1, generator)
 
     def forward(self, graph: Any, x: Tensor, x_0: Tensor) -> State:

@@ -83,6 +83,7 @@ class LocalObjective(ABC):
         return [View(view.graph, out.detach()) for view, out in zip(views, outputs)]
 
     def next_test_views(self, views: Sequence[View], outputs: Sequence[Tensor]) -> list[View]:
+        """Inputs of the next layer for a prediction."""
         return [View(view.graph, out.detach()) for view, out in zip(views, outputs)]
 
 

@@ -73,14 +73,17 @@ class SharedMemoryQueue:
 
     @property
     def num_slots(self) -> int:
+        """Batches that the queue has room for."""
         return self._segment.num_slots
 
     @property
     def slot_bytes(self) -> int:
+        """Size of the largest batch."""
         return self._segment.slot_bytes
 
     @property
     def closed(self) -> bool:
+        """Whether ``close`` was called, in any process."""
         return self._segment.closed
 
     @property

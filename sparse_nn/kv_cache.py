@@ -49,6 +49,7 @@ class KVCache:
 
     @property
     def max_len(self) -> int:
+        """Positions that the cache has room for."""
         return self.k.shape[1]
 
     @property
@@ -128,10 +129,12 @@ class PagedKVCache:
 
     @property
     def block_size(self) -> int:
+        """Positions of a block."""
         return self.k.shape[1]
 
     @property
     def num_free_blocks(self) -> int:
+        """Blocks that no sequence holds."""
         return len(self._free)
 
     def __contains__(self, sequence: Hashable) -> bool:

@@ -66,14 +66,17 @@ class RoutePlan:
 
     @property
     def num_tokens(self) -> int:
+        """T, the number of tokens."""
         return self.expert_ids.shape[0]
 
     @property
     def top_k(self) -> int:
+        """k, the routes of every token."""
         return self.expert_ids.shape[1]
 
     @property
     def num_experts(self) -> int:
+        """E, the number of experts."""
         return self.offsets.shape[0] - 1
 
     @property
@@ -102,6 +105,7 @@ class RoutePlan:
         return self.counts.view(num_ranks, -1).sum(1)
 
     def to(self, device: torch.device | str) -> RoutePlan:
+        """The same plan on another device."""
         fields = ("expert_ids", "order", "offsets", "inverse")
         return replace(self, **{name: getattr(self, name).to(device) for name in fields})
 

@@ -109,6 +109,7 @@ class SparseTransformerConfig:
             require(self.d_ff % self.num_hashes == 0, NAME, "num_hashes", f"a divisor of {self.d_ff}", self.num_hashes)
 
     def to_json(self) -> str:
+        """All fields, as ``from_json`` reads them."""
         return json.dumps(asdict(self), indent=1) + "\n"
 
     @classmethod

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 
 import gossamer
 from gossamer import command
+from gossamer.graph import CSR
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -51,3 +53,15 @@ def test_wrong_use_says_what_there_is(arguments: list[str]) -> None:
     done = run(*arguments)
     assert done.returncode == 2
     assert "doctor" in done.stderr + done.stdout or "COMMAND" in done.stderr
+
+
+def test_convert(tmp_path: Path) -> None:
+    (tmp_path / "edges.csv").write_text("a,b\n0,1\n1,2\n")
+    done = run("convert", str(tmp_path / "edges.csv"), str(tmp_path / "graph"))
+    assert done.returncode == 0, done.stderr
+    assert CSR.open(tmp_path / "graph").num_edges == 2
+    assert run("convert", "--help").stdout.startswith("usage: gossamer convert")
+    done = run("convert", str(tmp_path / "missing.csv"), str(tmp_path / "graph"))
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "missing.csv" in done.stderr
+    assert "convert" in run("--help").stdout

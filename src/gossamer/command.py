@@ -1,4 +1,8 @@
-"""The ``gossamer`` command. ``gossamer doctor`` says what this installation can do and checks that it computes."""
+"""The ``gossamer`` command.
+
+``gossamer doctor`` says what this installation can do and checks that it computes; ``gossamer convert`` turns edge
+lists into the memory-mapped graph format.
+"""
 
 from __future__ import annotations
 
@@ -29,10 +33,16 @@ Line = tuple[str, str, str]  # ok, note or FAIL; what; how it is
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit code: 0, or 1 if the doctor found something broken."""
+    """Run the command line; returns the exit code: 0, 1 if the doctor found something broken, 2 for bad input."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if arguments[:1] == ["convert"]:  # it has a parser of its own
+        from gossamer.graph.convert import main as convert
+
+        return convert(arguments[1:], program="gossamer convert")
     parser = argparse.ArgumentParser(prog="gossamer", description="Systems for graph and sparse models on PyTorch.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     commands.add_parser("doctor", help="say what was built, what this machine has, and check that operators compute")
+    commands.add_parser("convert", help="turn edge lists (CSV, Parquet, npz, PyG) into the memory-mapped graph format")
     parser.parse_args(arguments)
     return doctor()
 
