@@ -17,7 +17,7 @@ from gossamer.graph.csr import CSR, _col_dtype
 __all__ = ["CompressedCSR"]
 
 _FIELDS = ("codes", "offsets", "positions", "bases")
-_FORMAT = "gossamer compressed graph 1"
+_FORMAT = "gossamer compressed graph 2"
 
 
 class CompressedCSR:

@@ -323,14 +323,18 @@ def fosr(adjacency: Tensor, num_edges: int, num_power_iterations: int, seed: int
 
 
 def elias_fano_row(columns: list[int], num_nodes: int) -> bytes:
-    """The code of a row: ones at (high part + place), then the low bits of each column, the lowest bit first."""
+    """The code of a row: how many ones stand before each block of 256 bits but the first, the ones, at (high part +
+    place), then the low bits of each column, the lowest bit first."""
     if not columns:
         return b""
     low = max((num_nodes - 1).bit_length() - len(columns).bit_length(), 0)
     length = len(columns) + ((num_nodes - 1) >> low) + 1
-    bits = sum(1 << ((column >> low) + i) for i, column in enumerate(columns))
+    ones = [(column >> low) + i for i, column in enumerate(columns)]
+    counts = [sum(one < begin for one in ones) for begin in range(256, length, 256)]
+    bits = sum(1 << one for one in ones)
     bits += sum((column & ((1 << low) - 1)) << (length + i * low) for i, column in enumerate(columns))
-    return bits.to_bytes((length + len(columns) * low + 7) // 8, "little")
+    code = bits.to_bytes((length + len(columns) * low + 7) // 8, "little")
+    return b"".join(count.to_bytes(4, "little") for count in counts) + code
 
 
 def temporal_encoder(encoder, prefix: Tensor, events: Tensor, num_events: Tensor, age: Tensor | None) -> Tensor:

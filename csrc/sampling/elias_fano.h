@@ -1,9 +1,10 @@
 // Rows of ascending columns in the code of Elias (1974) and Fano (1971): about 2 + log2(num_nodes / size) bits per
 // column, and any column of a row can be read without those before it.
 //
-// A column of n columns splits into its low bits, stored one after the other, and its high part, stored as a one in a
-// string of bits: column i with high part h sets bit h + i. A row is the string of its ones, then its low bits, in
-// whole bytes; how many follows from the size of the row, so that only every kGroupRows-th row has its place stored.
+// A column splits into its low bits, stored one after the other, and its high part, stored as a one in a string of
+// bits: column i with high part h sets bit h + i. A row is how many ones stand before each block of kBlockBits of that
+// string but the first (32 bits each), the string, then the low bits, in whole bytes. How many bytes follows from the
+// size of the row, so that only every kGroupRows-th row has its place stored.
 #pragma once
 
 #include <algorithm>
@@ -19,6 +20,7 @@ namespace gossamer::sampling {
 constexpr int64_t kGroupRows = 8;    // rows between two stored places
 constexpr int64_t kBaseRows = 4096;  // rows that count their positions from one base; a multiple of kGroupRows
 constexpr int64_t kCodePadding = 8;  // bytes that may be read behind the last row
+constexpr int64_t kBlockBits = 256;  // of the string of ones, between two counts
 
 inline int bit_length(int64_t x) { return 64 - std::countl_zero(static_cast<uint64_t>(x)); }
 
@@ -26,20 +28,27 @@ inline int bit_length(int64_t x) { return 64 - std::countl_zero(static_cast<uint
 struct RowCode {
   int low_bits;
   int64_t high_length;  // bits
+  int64_t num_counts;
 
   RowCode(int64_t num_nodes, int64_t size)
       : low_bits(std::max(bit_length(num_nodes - 1) - bit_length(size), 0)),
-        high_length(size + ((num_nodes - 1) >> low_bits) + 1) {}
+        high_length(size + ((num_nodes - 1) >> low_bits) + 1),
+        num_counts((high_length - 1) / kBlockBits) {}
+
+  int64_t high_begin() const { return 4 * num_counts; }                      // bytes
+  int64_t low_begin() const { return 8 * high_begin() + high_length; }       // bits
+  int64_t low_place(int64_t i) const { return low_begin() + i * low_bits; }  // bits
 };
 
 inline int64_t code_bytes(int64_t num_nodes, int64_t size) {
   if (size == 0) return 0;
   const RowCode shape(num_nodes, size);
-  return (shape.high_length + size * shape.low_bits + 7) / 8;
+  return (shape.low_place(size) + 7) / 8;
 }
 
-inline uint64_t load_word(const uint8_t* bytes) {
-  uint64_t word;
+template <typename Word = uint64_t>
+Word load_word(const uint8_t* bytes) {
+  Word word;
   std::memcpy(&word, bytes, sizeof(word));
   return word;
 }
@@ -49,30 +58,38 @@ inline int64_t read_bits(const uint8_t* code, int64_t place, int count) {
   return static_cast<int64_t>((load_word(code + place / 8) >> (place % 8)) & ((uint64_t{1} << count) - 1));
 }
 
+inline void set_bit(uint8_t* code, int64_t place, int64_t bit) {
+  code[place / 8] |= static_cast<uint8_t>(bit << (place % 8));
+}
+
 // Writes ascending columns into zeroed bytes.
 template <typename index_t>
 void encode_row(const index_t* col, int64_t size, int64_t num_nodes, uint8_t* code) {
   const RowCode shape(num_nodes, size);
+  std::vector<uint32_t> counts(shape.num_counts, static_cast<uint32_t>(size));
+  int64_t block = 0;
   for (int64_t i = 0; i < size; ++i) {
     const int64_t one = (static_cast<int64_t>(col[i]) >> shape.low_bits) + i;
-    code[one / 8] |= static_cast<uint8_t>(1 << (one % 8));
+    set_bit(code, 8 * shape.high_begin() + one, 1);
+    for (; block < one / kBlockBits; ++block) counts[block] = static_cast<uint32_t>(i);
     for (int b = 0; b < shape.low_bits; ++b) {
-      const int64_t place = shape.high_length + i * shape.low_bits + b;
-      code[place / 8] |= static_cast<uint8_t>(((static_cast<int64_t>(col[i]) >> b) & 1) << (place % 8));
+      set_bit(code, shape.low_place(i) + b, (static_cast<int64_t>(col[i]) >> b) & 1);
     }
   }
+  if (!counts.empty()) std::memcpy(code, counts.data(), counts.size() * sizeof(uint32_t));
 }
 
 // All columns of a row of at least one.
 template <typename index_t>
 void decode_row(const uint8_t* code, int64_t size, int64_t num_nodes, index_t* col) {
   const RowCode shape(num_nodes, size);
+  const uint8_t* const high = code + shape.high_begin();
   int64_t i = 0;
   for (int64_t word = 0; i < size; ++word) {
-    for (uint64_t ones = load_word(code + 8 * word); ones != 0 && i < size; ones &= ones - 1, ++i) {
-      const int64_t high = 64 * word + std::countr_zero(ones) - i;
-      const int64_t low = read_bits(code, shape.high_length + i * shape.low_bits, shape.low_bits);
-      col[i] = static_cast<index_t>(high << shape.low_bits | low);
+    for (uint64_t ones = load_word(high + 8 * word); ones != 0 && i < size; ones &= ones - 1, ++i) {
+      const int64_t upper = 64 * word + std::countr_zero(ones) - i;
+      const int64_t lower = read_bits(code, shape.low_place(i), shape.low_bits);
+      col[i] = static_cast<index_t>(upper << shape.low_bits | lower);
     }
   }
 }
@@ -135,28 +152,49 @@ class RowReader {
     }
   }
 
+  // Asks for the memory that read() will read with the same arguments.
+  [[gnu::always_inline]] static void prefetch(const uint8_t* code, Row row, int64_t num_nodes, const int64_t* place,
+                                              int64_t count) {
+    constexpr int64_t kLine = 64, kMostLines = 8;
+    if (count == 0) return;
+    const RowCode shape(num_nodes, row.size());
+    for (int64_t byte = kLine; byte < std::min(shape.low_begin() / 8, kMostLines * kLine); byte += kLine) {
+      __builtin_prefetch(code + byte);
+    }
+    for (int64_t j = 0; j < count; ++j) __builtin_prefetch(code + shape.low_place(place[j] - row.begin) / 8);
+  }
+
  private:
   static constexpr int64_t kDecodeWhole = 24;
 
-  void select(const uint8_t* code, Row row, int64_t num_nodes, const int64_t* place, int64_t count, int64_t* col) {
+  static void select(const uint8_t* code, Row row, int64_t num_nodes, const int64_t* place, int64_t count,
+                     int64_t* col) {
     const RowCode shape(num_nodes, row.size());
-    ranks_.clear();  // ones in words 0 to i
-    for (int64_t seen = 0; seen < row.size(); ranks_.push_back(seen)) {
-      seen += static_cast<int64_t>(byte_ranks(load_word(code + 8 * ranks_.size())) >> 56);
-    }
+    const uint8_t* const high = code + shape.high_begin();
     for (int64_t j = 0; j < count; ++j) {
       const int64_t i = place[j] - row.begin;
-      const int64_t word =
-          bisect(ranks_.data(), static_cast<int64_t>(ranks_.size()), [&](int64_t rank) { return rank <= i; });
-      const int64_t rank = i - (word > 0 ? ranks_[word - 1] : 0);
-      const int64_t high = 64 * word + select_one(load_word(code + 8 * word), rank) - i;
-      const int64_t low = read_bits(code, shape.high_length + i * shape.low_bits, shape.low_bits);
-      col[j] = high << shape.low_bits | low;
+      const int64_t upper = find_one(code, high, shape.num_counts, i) - i;
+      col[j] = upper << shape.low_bits | read_bits(code, shape.low_place(i), shape.low_bits);
+    }
+  }
+
+  // Place of one number i in the string of ones.
+  static int64_t find_one(const uint8_t* counts, const uint8_t* high, int64_t num_counts, int64_t i) {
+    int64_t block = 0;  // the last one with at most i ones before it
+    for (int64_t size = num_counts; size > 0; size -= (size + 1) / 2) {
+      const int64_t middle = block + (size + 1) / 2;
+      if (load_word<uint32_t>(counts + 4 * (middle - 1)) <= i) block = middle;
+    }
+    int64_t rank = block > 0 ? i - load_word<uint32_t>(counts + 4 * (block - 1)) : i;
+    for (int64_t word = block * (kBlockBits / 64);; ++word) {
+      const uint64_t ones = load_word(high + 8 * word);
+      const int64_t size = static_cast<int64_t>(byte_ranks(ones) >> 56);
+      if (rank < size) return 64 * word + select_one(ones, rank);
+      rank -= size;
     }
   }
 
   std::vector<int64_t> columns_;
-  std::vector<int64_t> ranks_;
 };
 
 }  // namespace gossamer::sampling

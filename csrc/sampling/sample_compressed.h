@@ -33,18 +33,25 @@ inline bool sample_compressed_block(const CompressedRequest& request, double fan
   }
   block.position = std::make_unique_for_overwrite<int64_t[]>(bound);
   block.source = std::make_unique_for_overwrite<int64_t[]>(bound);
+  std::vector<int64_t> begin(num_targets + 1);  // of each row in the block
   bool valid = true;
-  for (int64_t i = 0; i < num_targets; ++i) {
-    int64_t* const position = block.position.get() + block.size;
-    int64_t* const source = block.source.get() + block.size;
-    const int64_t count =
-        sampler.sample(relation, rows[i], rows[i], Random(request.seed, stream, targets[i]), position);
-    if (count > 0) reader.read(codes[i], rows[i], from.num_nodes, position, count, source);
-    for (int64_t j = 0; j < count; ++j)
+  for (int64_t i = 0; i < num_targets + kRowsAhead; ++i) {
+    if (i < num_targets) {
+      int64_t* const position = block.position.get() + begin[i];
+      const Random random(request.seed, stream, targets[i]);
+      const int64_t count = sampler.sample(relation, rows[i], rows[i], random, position);
+      reader.prefetch(codes[i], rows[i], from.num_nodes, position, count);
+      block.count[i] = static_cast<uint32_t>(count);
+      begin[i + 1] = begin[i] + count;
+    }
+    const int64_t r = i - kRowsAhead;  // the row to be read: what it needs has been asked for
+    if (r < 0 || block.count[r] == 0) continue;
+    int64_t* const source = block.source.get() + begin[r];
+    reader.read(codes[r], rows[r], from.num_nodes, block.position.get() + begin[r], block.count[r], source);
+    for (uint32_t j = 0; j < block.count[r]; ++j)
       valid &= static_cast<uint64_t>(source[j]) < static_cast<uint64_t>(from.num_nodes);
-    block.count[i] = static_cast<uint32_t>(count);
-    block.size += count;
   }
+  block.size = begin[num_targets];
   return valid;
 }
 
