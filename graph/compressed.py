@@ -21,7 +21,7 @@ _FORMAT = "gossamer compressed graph 2"
 
 
 class CompressedCSR:
-    """The structure of a graph in Elias-Fano code: 2 + log2(num_nodes / degree) bits per edge, and 5 bytes per node.
+    """The structure of a graph in Elias-Fano code: 2.3 + log2(num_nodes / degree) bits per edge, and 5 bytes per node.
 
     Within a row the columns ascend; weights, times and edge ids are not kept. ``neighbor_sample`` takes it in place of
     a CSR for uniform sampling, with the results that ``to_csr()`` would give. Made by ``CompressedCSR.from_csr`` and

@@ -74,6 +74,16 @@ def test_long_rows_are_read_at_single_places():
         assert torch.equal(ours.node, neighbor_sample(expected, torch.tensor([5]), [20], seed=seed).node)
 
 
+@pytest.mark.parametrize("isa", ["scalar", "avx2", "avx512"])
+def test_instruction_sets_read_the_same_columns(isa, monkeypatch):
+    graph = skewed(3000, 40_000)
+    small, expected, seeds = CompressedCSR.from_csr(graph), sorted_graph(graph), torch.arange(0, 3000, 7)
+    monkeypatch.setenv("GOSSAMER_ISA", isa)
+    for fanouts in ([5, 3], [40], [0.1]):
+        ours, theirs = (neighbor_sample(g, seeds, fanouts, seed=1) for g in (small, expected))
+        assert torch.equal(ours.node, theirs.node)
+
+
 def test_threads_do_not_change_samples():
     small = CompressedCSR.from_csr(skewed(3000, 40_000))
     before = torch.get_num_threads()

@@ -79,9 +79,9 @@ void encode_row(const index_t* col, int64_t size, int64_t num_nodes, uint8_t* co
   if (!counts.empty()) std::memcpy(code, counts.data(), counts.size() * sizeof(uint32_t));
 }
 
-// All columns of a row of at least one.
+// All columns of a row of at least one. Always inline: it takes the instruction set of the caller.
 template <typename index_t>
-void decode_row(const uint8_t* code, int64_t size, int64_t num_nodes, index_t* col) {
+[[gnu::always_inline]] inline void decode_row(const uint8_t* code, int64_t size, int64_t num_nodes, index_t* col) {
   const RowCode shape(num_nodes, size);
   const uint8_t* const high = code + shape.high_begin();
   int64_t i = 0;
@@ -92,26 +92,6 @@ void decode_row(const uint8_t* code, int64_t size, int64_t num_nodes, index_t* c
       col[i] = static_cast<index_t>(upper << shape.low_bits | lower);
     }
   }
-}
-
-constexpr uint64_t kEachByte = 0x0101010101010101;
-
-// Byte i holds the number of ones in bytes 0 to i (Vigna 2008, Broadword implementation of rank/select queries).
-inline uint64_t byte_ranks(uint64_t word) {
-  word -= (word >> 1) & 0x5555555555555555;
-  word = (word & 0x3333333333333333) + ((word >> 2) & 0x3333333333333333);
-  return ((word + (word >> 4)) & 0x0f0f0f0f0f0f0f0f) * kEachByte;
-}
-
-// Place of the one number `rank`, counted from 0; the word has more ones than that.
-inline int64_t select_one(uint64_t word, int64_t rank) {
-  const uint64_t ranks = byte_ranks(word), high_bits = kEachByte << 7;
-  const uint64_t not_above = ((rank * kEachByte | high_bits) - ranks) & high_bits;
-  const int shift = static_cast<int>(byte_ranks(not_above) >> 56) * 8;
-  rank -= static_cast<int64_t>((ranks << 8 >> shift) & 0xff);
-  uint64_t byte = (word >> shift) & 0xff;
-  for (; rank > 0; --rank) byte &= byte - 1;
-  return shift + std::countr_zero(byte);
 }
 
 struct CompressedRows {
@@ -138,18 +118,19 @@ struct CompressedRows {
   }
 };
 
+// read_columns of one instruction set (read_columns.h).
+using ReadColumns = void (*)(const uint8_t* code, int64_t size, int64_t num_nodes, const int64_t* place, int64_t begin,
+                             int64_t count, int64_t* scratch, int64_t* col);
+
 // Reads some columns of one row after the other; holds nothing but scratch memory.
 class RowReader {
  public:
+  explicit RowReader(ReadColumns read_columns) : read_columns_(read_columns) {}
+
   // col[j] = column place[j] - row.begin of the row.
   void read(const uint8_t* code, Row row, int64_t num_nodes, const int64_t* place, int64_t count, int64_t* col) {
-    if (row.size() <= kDecodeWhole || row.size() <= 4 * count) {
-      if (static_cast<int64_t>(columns_.size()) < row.size()) columns_.resize(row.size());
-      decode_row(code, row.size(), num_nodes, columns_.data());
-      for (int64_t j = 0; j < count; ++j) col[j] = columns_[place[j] - row.begin];
-    } else {
-      select(code, row, num_nodes, place, count, col);
-    }
+    if (static_cast<int64_t>(scratch_.size()) < row.size()) scratch_.resize(row.size());
+    read_columns_(code, row.size(), num_nodes, place, row.begin, count, scratch_.data(), col);
   }
 
   // Asks for the memory that read() will read with the same arguments.
@@ -165,36 +146,8 @@ class RowReader {
   }
 
  private:
-  static constexpr int64_t kDecodeWhole = 24;
-
-  static void select(const uint8_t* code, Row row, int64_t num_nodes, const int64_t* place, int64_t count,
-                     int64_t* col) {
-    const RowCode shape(num_nodes, row.size());
-    const uint8_t* const high = code + shape.high_begin();
-    for (int64_t j = 0; j < count; ++j) {
-      const int64_t i = place[j] - row.begin;
-      const int64_t upper = find_one(code, high, shape.num_counts, i) - i;
-      col[j] = upper << shape.low_bits | read_bits(code, shape.low_place(i), shape.low_bits);
-    }
-  }
-
-  // Place of one number i in the string of ones.
-  static int64_t find_one(const uint8_t* counts, const uint8_t* high, int64_t num_counts, int64_t i) {
-    int64_t block = 0;  // the last one with at most i ones before it
-    for (int64_t size = num_counts; size > 0; size -= (size + 1) / 2) {
-      const int64_t middle = block + (size + 1) / 2;
-      if (load_word<uint32_t>(counts + 4 * (middle - 1)) <= i) block = middle;
-    }
-    int64_t rank = block > 0 ? i - load_word<uint32_t>(counts + 4 * (block - 1)) : i;
-    for (int64_t word = block * (kBlockBits / 64);; ++word) {
-      const uint64_t ones = load_word(high + 8 * word);
-      const int64_t size = static_cast<int64_t>(byte_ranks(ones) >> 56);
-      if (rank < size) return 64 * word + select_one(ones, rank);
-      rank -= size;
-    }
-  }
-
-  std::vector<int64_t> columns_;
+  const ReadColumns read_columns_;
+  std::vector<int64_t> scratch_;
 };
 
 }  // namespace gossamer::sampling

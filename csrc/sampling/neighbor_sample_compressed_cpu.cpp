@@ -5,6 +5,9 @@
 #include "sampling/sample_compressed.h"
 #include "sampling/sample_tensors.h"
 
+#define GOSSAMER_KERNEL "sampling/read_columns.h"
+#include "common/foreach_isa.h"
+
 namespace gossamer {
 namespace {
 
@@ -21,6 +24,7 @@ std::vector<Tensor> neighbor_sample_compressed_cpu(const Tensor& codes, const Te
   request.rows = {codes.const_data_ptr<uint8_t>(), offsets.const_data_ptr<int64_t>(),
                   reinterpret_cast<const uint32_t*>(positions.const_data_ptr<int32_t>()),
                   bases.const_data_ptr<int64_t>(), positions.numel() - 1};
+  request.read_columns = GOSSAMER_SELECT_ISA(read_columns);
   const int64_t* first = seeds.const_data_ptr<int64_t>();
   request.seeds.assign(first, first + seeds.numel());
   for (const int64_t node : request.seeds) {

@@ -8,6 +8,7 @@ namespace gossamer::sampling {
 
 struct CompressedRequest {
   CompressedRows rows;
+  ReadColumns read_columns;
   std::vector<int64_t> seeds;
   std::vector<double> fanouts;
   uint64_t seed = 0;
@@ -70,7 +71,7 @@ void sample_compressed_hop(const CompressedRequest& request, int64_t hop, int64_
   OrderedPipeline pipeline(static_cast<int64_t>(blocks.size()));
   parallel([&] {
     RowSampler sampler(request.replace, Temporal::kUniform);
-    RowReader reader;
+    RowReader reader(request.read_columns);
     const auto produce = [&](int64_t i) {
       const int64_t* from = targets.data() + blocks[i].first_target - first;
       if (!sample_compressed_block(request, request.fanouts[hop], hop, sampler, reader, from, blocks[i])) valid = false;
