@@ -12,9 +12,10 @@ the gradients of rows of others, and adds up what it gets, in the order of the w
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from itertools import pairwise
+from functools import cached_property
+from itertools import count, pairwise
 from typing import Any, NamedTuple
 
 import torch
@@ -122,6 +123,7 @@ class ChunkedGraph:
         drop_stale_gradients: zero the gradient rows at the end of an epoch; else they stay, as stale gradients.
         cross_chunk_scale: factor on gradients that cross chunks; 2 makes them unbiased per hop.
         recompute: keep the outputs of aggregations and run the layers again in the backward pass.
+        shells: more graphs over the nodes of the part, for layers that read several; one way alone.
 
     Source: GNNPipe (arXiv 2308.10087) and the semantics of its code.
     """
@@ -132,12 +134,12 @@ class ChunkedGraph:
     drop_stale_gradients: bool = True
     cross_chunk_scale: float = 2.0
     recompute: bool = False
+    shells: list[CSR] = field(default_factory=list)
     sites: list[_Site] = field(default_factory=list)
     step: int = 0
 
     def __post_init__(self) -> None:
         self.graph, self.bounds, self.node_ids = self.part.graph, self.part.bounds, self.part.node_ids
-        self.transposed = self.graph.transpose()
 
     @property
     def num_chunks(self) -> int:
@@ -221,21 +223,37 @@ class ChunkedGraph:
 class _View:
     """What stands where a layer expects a graph; ``aggregate`` and ``gcn_aggregate`` of gossamer.graph hand over to it.
 
+    Args:
+        chunked: the rows of the way.
+        begin, end: those of the view.
+        graph: whose edges are followed; that of the part, or a shell.
+
     Attributes:
         begin, end: its rows, as numbered in the part.
         node_ids: the numbers of its rows in the whole graph (keys of random streams).
         step: the epoch, which changes those streams.
+        num_edges: of the graph that it is a view of.
+        shells: views of the shells, where there are any.
     """
 
-    def __init__(self, chunked: ChunkedGraph, begin: int, end: int) -> None:
-        self._chunked = chunked
+    def __init__(self, chunked: ChunkedGraph, begin: int, end: int, graph: CSR) -> None:
+        self._chunked, self._graph = chunked, graph
+        self.num_edges = graph.num_edges
         self.begin, self.end = begin, end
         self.num_nodes = end - begin
         self.node_ids = chunked.node_ids[begin:end]
         self.step = chunked.step
 
+    @cached_property
+    def shells(self) -> list[_View]:
+        return [self._along(shell) for shell in self._chunked.shells]
+
+    def _along(self, graph: CSR) -> _View:
+        """The same rows, along the edges of another graph."""
+        raise NotImplementedError
+
     def aggregate(self, x: Tensor, *, weight: Tensor | None = None, reduce: str = "sum") -> Tensor:
-        graph = self._chunked.graph
+        graph = self._graph
         if weight is not None:
             raise ValueError("aggregate: weight must be None in a pipelined layer (edge weights belong to the graph)")
         if reduce in ("max", "min"):
@@ -248,7 +266,7 @@ class _View:
     ) -> Tensor:
         if weight is not None:
             raise ValueError("gcn_aggregate: weight must be None in a pipelined layer (it belongs to the graph)")
-        return self._pass(x, _Linear(propagation(self._chunked.graph, "gcn", dtype=x.dtype), alpha), residual)
+        return self._pass(x, _Linear(propagation(self._graph, "gcn", dtype=x.dtype), alpha), residual)
 
     def _pass(self, x: Tensor, kind: _Linear | _Extremum, residual: Tensor | None) -> Tensor:
         raise NotImplementedError
@@ -257,8 +275,11 @@ class _View:
 class WholeView(_View):
     """All rows of the way, in exact inference."""
 
-    def __init__(self, chunked: ChunkedGraph) -> None:
-        super().__init__(chunked, 0, chunked.part.num_own)
+    def __init__(self, chunked: ChunkedGraph, graph: CSR | None = None) -> None:
+        super().__init__(chunked, 0, chunked.part.num_own, graph or chunked.graph)
+
+    def _along(self, graph: CSR) -> WholeView:
+        return WholeView(self._chunked, graph)
 
     def _pass(self, x: Tensor, kind: _Linear | _Extremum, residual: Tensor | None) -> Tensor:
         chunked, rows = self._chunked, x.contiguous()
@@ -268,21 +289,30 @@ class WholeView(_View):
         arrivals = [chunked.fetch(k, x[a:b], rows) for k, (a, b) in enumerate(pairwise(chunked.bounds))]
         for wait in arrivals:
             wait()
-        return kind.infer(rows, _Rows.of(chunked.graph, 0, self.num_nodes), residual)
+        return kind.infer(rows, _Rows.of(self._graph, 0, self.num_nodes), residual)
 
 
 class ChunkView(_View):
-    """The rows of one chunk, in training."""
+    """The rows of one chunk, in training; ``sites`` numbers the aggregations along all graphs."""
 
-    def __init__(self, chunked: ChunkedGraph, chunk: int, replay: bool) -> None:
-        super().__init__(chunked, chunked.bounds[chunk], chunked.bounds[chunk + 1])
+    def __init__(
+        self,
+        chunked: ChunkedGraph,
+        chunk: int,
+        replay: bool,
+        graph: CSR | None = None,
+        sites: Iterator[int] | None = None,
+    ) -> None:
+        super().__init__(chunked, chunked.bounds[chunk], chunked.bounds[chunk + 1], graph or chunked.graph)
         self._chunk = chunk
         self._replay = replay
-        self._next_site = 0
+        self._sites = sites or count()
+
+    def _along(self, graph: CSR) -> ChunkView:
+        return ChunkView(self._chunked, self._chunk, self._replay, graph, self._sites)
 
     def _pass(self, x: Tensor, kind: _Linear | _Extremum, residual: Tensor | None) -> Tensor:
-        site = self._chunked.site(self._next_site, x)
-        self._next_site += 1
+        site = self._chunked.site(next(self._sites), x)
         return _Aggregate.apply(x, residual, self, site, kind)
 
     def forward(self, site: _Site, x: Tensor, kind: _Linear | _Extremum, residual: Tensor | None) -> Tensor:
@@ -305,7 +335,7 @@ class ChunkView(_View):
     def _aggregate_rows(
         self, site: _Site, kind: _Linear | _Extremum, residual: Tensor | None, begin: int, end: int
     ) -> Tensor:
-        graph = self._chunked.graph
+        graph = self._graph
         own = None if residual is None else residual[begin - self.begin : end - self.begin]
         return kind.forward(graph, site, _Rows.of(graph, begin, end), own)
 
@@ -314,7 +344,7 @@ class ChunkView(_View):
         chunked = self._chunked
         own = site.gradients[self.begin : self.end]
         own.copy_(grad)
-        graph, transposed = chunked.graph, chunked.transposed
+        graph, transposed = self._graph, self._graph.transpose()
         cells, send_ids = chunked.part.halo_bounds[self._chunk], chunked.part.send_ids[self._chunk]
         leaving = [
             kind.backward(graph, site, _Rows.of(transposed, a, b)) if a < b else grad[:0] for a, b in pairwise(cells)

@@ -23,7 +23,7 @@ from gossamer.distributed.layout import spread, take_part
 from gossamer.distributed.schedule import Schedule, gnnpipe
 from gossamer.distributed.stages import layers_of, plan_stages, stage_module
 from gossamer.distributed.worker import Loss, NodeData, Worker
-from gossamer.graph import CSR
+from gossamer.graph import CSR, HopGraph
 
 __all__ = ["EpochReport", "Evaluation", "PipelineEngine", "initialize"]
 
@@ -62,7 +62,7 @@ def sum_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
 
 def initialize(
     model: nn.Module,
-    graph: CSR,
+    graph: CSR | HopGraph,
     *,
     features: Tensor,
     labels: Tensor,
@@ -79,7 +79,7 @@ def initialize(
 
     Args:
         model: a sequence of layers, or a module whose ``layers`` is one: GraphLayers and ordinary modules.
-        graph: N nodes.
+        graph: N nodes; a HopGraph for DRew layers, which is cut into chunks by its first shell.
         features: [N, F], floating point, finite.
         labels: [N], int64 classes, or what ``loss`` takes.
         masks: bool [N] by name; "train" is required, the others are evaluated.
@@ -97,7 +97,7 @@ def initialize(
     return PipelineEngine(model, graph, features, labels, masks, pipeline, deepspeed, loss, torch.device(device))
 
 
-def _check_data(graph: CSR, features: Tensor, labels: Tensor, masks: dict[str, Tensor]) -> None:
+def _check_data(graph: CSR | HopGraph, features: Tensor, labels: Tensor, masks: dict[str, Tensor]) -> None:
     n = graph.num_nodes
     if features.dim() != 2 or features.shape[0] != n:
         raise ValueError(f"initialize: features must be [{n}, num_features], got {list(features.shape)}")
@@ -117,6 +117,10 @@ def _check_data(graph: CSR, features: Tensor, labels: Tensor, masks: dict[str, T
             raise ValueError(f"initialize: masks[{name!r}] must be bool [{n}], got {mask.dtype} {list(mask.shape)}")
     if not masks["train"].any():
         raise ValueError("initialize: masks['train'] must mark at least one node, got none")
+
+
+def _shells(graph: CSR | HopGraph) -> list[CSR]:
+    return graph.shells if isinstance(graph, HopGraph) else []
 
 
 def _check_labels(labels: Tensor, num_classes: int) -> None:
@@ -150,7 +154,7 @@ class PipelineEngine:
     def __init__(
         self,
         model: nn.Module,
-        graph: CSR,
+        graph: CSR | HopGraph,
         features: Tensor,
         labels: Tensor,
         masks: dict[str, Tensor],
@@ -169,12 +173,18 @@ class PipelineEngine:
         num_chunks = config.chunks_for(self.num_stages, graph.num_nodes)
         layers = layers_of(model)
         _check_dtype(features, layers)
-        ranges, states = plan_stages(layers, features, self.num_stages, config.stage_bounds)
+        ranges, states = plan_stages(
+            layers, features, self.num_stages, config.stage_bounds, num_shells=len(_shells(graph))
+        )
         self.layer_ids = ranges[self.stage]
         self.stage_bounds = tuple(layers.start for layers in ranges[1:])
         if loss is sum_cross_entropy:
             _check_labels(labels, states[-1][0].shape[1])
         graph = graph.to(device)
+        shells = _shells(graph)
+        if shells and config.num_ways > 1:
+            raise ValueError(f"initialize: num_ways must be 1 for a HopGraph, got {config.num_ways}")
+        graph = graph.shells[0] if isinstance(graph, HopGraph) else graph
         way, chunk = spread(graph, config.num_ways, num_chunks)
         part = take_part(graph, way, chunk, grid.way if grid.num_ways > 1 else None)
         self._channel = Channel(grid, device)
@@ -185,6 +195,7 @@ class PipelineEngine:
             drop_stale_gradients=config.cross_chunk_gradient != "stale",
             cross_chunk_scale=2.0 if config.cross_chunk_gradient == "rescaled" else 1.0,
             recompute=config.recompute,
+            shells=[shell.permute(part.node_ids) for shell in shells],
         )
         rows = part.node_ids.to(features.device)
         data = NodeData(

@@ -10,8 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from gossamer.graph import GraphSequential
-
-State = tuple[Tensor, ...]
+from gossamer.graph.layers import State
 
 __all__ = ["layers_of", "measure_layers", "plan_stages", "split_layers", "stage_module"]
 
@@ -32,10 +31,13 @@ def layers_of(model: nn.Module) -> list[nn.Module]:
 
 
 class _ProbeGraph:
-    """A graph of no rows: aggregations keep the width and are counted."""
+    """A graph of no rows, and of ``num_shells`` shells: aggregations keep the width and are counted."""
 
-    def __init__(self, device: torch.device) -> None:
+    num_edges = 1  # a layer may leave out a shell without edges
+
+    def __init__(self, device: torch.device, num_shells: int) -> None:
         self.num_nodes = 0
+        self.shells = [self] * num_shells
         self.node_ids = torch.empty(0, dtype=torch.int64, device=device)
         self.step = 0
         self.num_aggregations = 0
@@ -48,7 +50,7 @@ class _ProbeGraph:
         return self.aggregate(x)
 
 
-def measure_layers(layers: Sequence[nn.Module], features: Tensor) -> tuple[list[int], list[State]]:
+def measure_layers(layers: Sequence[nn.Module], features: Tensor, num_shells: int = 0) -> tuple[list[int], list[State]]:
     """Run the layers on a graph of no rows.
 
     Returns:
@@ -58,7 +60,7 @@ def measure_layers(layers: Sequence[nn.Module], features: Tensor) -> tuple[list[
     counts, states = [], []
     state: State = (features[:0],)
     for layer in layers:
-        probe = _ProbeGraph(features.device)
+        probe = _ProbeGraph(features.device, num_shells)
         modes = [(module, module.training) for module in layer.modules()]
         with torch.no_grad():
             state = GraphSequential(layer.eval())(probe, *state)
@@ -71,7 +73,12 @@ def measure_layers(layers: Sequence[nn.Module], features: Tensor) -> tuple[list[
 
 
 def plan_stages(
-    layers: Sequence[nn.Module], features: Tensor, num_stages: int, bounds: Sequence[int] | None = None
+    layers: Sequence[nn.Module],
+    features: Tensor,
+    num_stages: int,
+    bounds: Sequence[int] | None = None,
+    *,
+    num_shells: int = 0,
 ) -> tuple[list[range], list[State]]:
     """The layers of every stage, and the state that leaves each layer (see measure_layers).
 
@@ -81,11 +88,12 @@ def plan_stages(
         num_stages: between 1 and the number of layers.
         bounds: first layer of every stage but the first; None balances the aggregations, with a tenth of one for
             a layer that has parameters.
+        num_shells: of the HopGraph that the layers run on; 0 for a CSR.
 
     Raises:
         ValueError: if there are fewer layers than stages, the bounds do not ascend or a stage has no parameters.
     """
-    counts, states = measure_layers(layers, features)
+    counts, states = measure_layers(layers, features, num_shells)
     if bounds is None:
         costs = [n + 0.1 * any(True for _ in layer.parameters()) for n, layer in zip(counts, layers)]
         ranges = split_layers(costs, num_stages)

@@ -12,7 +12,8 @@ from torch import Tensor
 from gossamer.distributed.backend import Backend
 from gossamer.distributed.chunks import AGGREGATION, ChunkedGraph
 from gossamer.distributed.split import SplitBackward
-from gossamer.distributed.stages import State
+from gossamer.graph.drew_stack import frozen_statistics
+from gossamer.graph.layers import State
 
 __all__ = ["NodeData", "Worker"]
 
@@ -172,7 +173,8 @@ class Worker:
         return loss * (self.backend.divisor / self._num_train)
 
     def _recompute(self, micro_batch: int, stored: _Stored) -> State:
-        with torch.random.fork_rng(devices=[]), torch.enable_grad():
+        again = frozen_statistics([self.backend.module])
+        with torch.random.fork_rng(devices=[]), torch.enable_grad(), again:
             assert stored.random_state is not None
             torch.set_rng_state(stored.random_state)
             state = self._run(micro_batch, stored.inputs, replay=True)

@@ -23,6 +23,7 @@ from gossamer.graph.forward_gnn import (
 )
 from gossamer.graph.grouping import group_and_slice
 from gossamer.graph.hetero import HeteroCSR, hetero_ppr_neighbors, hetero_walk_neighbors
+from gossamer.graph.hop_graph import DRewLayer, HopGraph
 from gossamer.graph.id_embedding import IDEmbedding, RowwiseAdagrad
 from gossamer.graph.k_hop import k_hop, k_hop_count, k_hop_pairs
 from gossamer.graph.k_hop_transform import KHop, hop_edge_attr, hop_shells, prepare_shells
@@ -69,7 +70,7 @@ __all__ = [
     "SharedMemoryQueue", "SampleLoader", "SampledBatch", "LoaderProgress",
     "k_hop", "k_hop_count", "k_hop_pairs",
     "KHop", "hop_shells", "hop_edge_attr", "prepare_shells", "load_shells", "save_shells",
-    "DRew", "DRewGCNConv", "DRewGINConv", "DRewGatedGCNConv", "drew_width",
+    "DRew", "DRewGCNConv", "DRewGINConv", "DRewGatedGCNConv", "drew_width", "DRewLayer", "HopGraph",
     "SPN", "SPNConv", "MergedShells", "merge_shells",
     "balanced_forman_curvature", "sdrf", "fosr", "SDRF", "FoSR", "TwoHop",
     "random_walk_pe", "laplacian_pe", "RandomWalkPE", "LaplacianPE",

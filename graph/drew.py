@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from gossamer.graph.csr import CSR
 from gossamer.graph.drew_layers import DRewGatedGCNConv, DRewGCNConv, DRewGINConv
 from gossamer.graph.drew_stack import run_layers
+from gossamer.graph.hop_graph import stack_layers
+from gossamer.graph.layers import GraphSequential
 
 __all__ = ["DRew", "drew_width"]
 
@@ -73,6 +75,11 @@ class DRew(nn.Module):
             edge_attr: what ``hop_edge_attr`` gives, for layers with edge_channels or edge_types.
         """
         return self.head(run_layers(list(self.convs), self.encoder(x), shells, edge_attr, recompute=self.recompute))
+
+    @property
+    def layers(self) -> GraphSequential:
+        """The same model as a stack over a HopGraph, for pipelines: layers of its own, the parameters of this one."""
+        return stack_layers(self.encoder, list(self.convs), self.head)
 
 
 def drew_width(

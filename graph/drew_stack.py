@@ -16,7 +16,7 @@ from gossamer.graph.csr import CSR
 from gossamer.graph.drew_gcn import drew_gcn, fusable
 from gossamer.graph.drew_layers import DRewGCNConv
 
-__all__ = ["run_layers"]
+__all__ = ["frozen_statistics", "run_layers"]
 
 
 def run_layers(
@@ -66,12 +66,12 @@ def _fused_layers(
 
 
 def _contexts(convs: Sequence[nn.Module]) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-    return nullcontext(), _frozen_statistics(convs)
+    return nullcontext(), frozen_statistics(convs)
 
 
 @contextmanager
-def _frozen_statistics(convs: Sequence[nn.Module]) -> Iterator[None]:
-    """A layer that is computed again normalises as before, but counts its batch no second time."""
+def frozen_statistics(convs: Sequence[nn.Module]) -> Iterator[None]:
+    """A module that is computed again normalises as before, but counts its batch no second time."""
     norms = [module for conv in convs for module in conv.modules() if isinstance(module, nn.BatchNorm1d)]
     momenta = [norm.momentum for norm in norms]
     counters = [(norm.num_batches_tracked, int(norm.num_batches_tracked or 0)) for norm in norms]

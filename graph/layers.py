@@ -29,6 +29,7 @@ __all__ = [
     "ForgetInitial",
     "NodeDropout",
     "ReLUDropout",
+    "State",
     "init_uniform_",
     "reset_linear",
 ]

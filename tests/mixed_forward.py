@@ -29,13 +29,14 @@ class MixedGraph:
     """Chunks pass in ``order``; an aggregation reads current rows of chunks that have passed (with gradient) and
     ``history`` rows of the others (without). ``history[i]`` [N, F] belongs to aggregation i; zeros where missing."""
 
-    def __init__(self, graph, bounds, order, history):
+    def __init__(self, graph, bounds, order, history, shells=()):
         self.connected = adjacency(graph) > 0
         self.matrices = {kind: propagation_matrix(graph, kind) for kind in ("sum", "mean", "gcn")}
         self.rows = [slice(a, b) for a, b in pairwise(bounds)]
         self.order, self.history = order, history
         self.current = {}
         self.step = 0
+        self.shells = [_MixedShell(self, shell) for shell in shells]
 
     def enter(self, chunk):
         self.chunk, self.site = chunk, 0
@@ -66,9 +67,27 @@ class MixedGraph:
         return torch.cat(parts)
 
 
-def mixed_loss(model, graph, bounds, order, history, features, labels, train):
+class _MixedShell:
+    """The same chunks, along the edges of a shell."""
+
+    def __init__(self, mixed, shell):
+        self.mixed, self.num_edges = mixed, shell.num_edges
+        self.matrices = {kind: propagation_matrix(shell, kind) for kind in ("sum", "gcn")}
+
+    @property
+    def num_nodes(self):
+        return self.mixed.num_nodes
+
+    def aggregate(self, x, *, weight=None, reduce="sum"):
+        return self.matrices[reduce][self.mixed.rows[self.mixed.chunk]] @ self.mixed._mixed(x)
+
+    def gcn_aggregate(self, x, **_):
+        return self.aggregate(x, reduce="gcn")
+
+
+def mixed_loss(model, graph, bounds, order, history, features, labels, train, shells=()):
     """Mean cross entropy of the training nodes after one pipelined forward."""
-    mixed = MixedGraph(graph, bounds, order, history)
+    mixed = MixedGraph(graph, bounds, order, history, shells)
     loss = 0.0
     for chunk in order:
         mixed.enter(chunk)
