@@ -3,9 +3,12 @@
 // One sequence and one key/value head is one problem of num_queries * group rows, so each key and value is read once
 // for all of them. Every leaf of kLeafKeys positions is a softmax of its own; fold() adds leaves in order of position.
 //
-// The kv heads of a leaf are computed together: their rows lie side by side in most caches, and memory is read fastest
-// in the order of addresses. First all scores, then the softmaxes, then the products with the values, each over blocks
-// of positions, while the block that follows is fetched.
+// Several kv heads of a leaf make a pass: first all scores, while the values of the pass are fetched into the second
+// cache in the order of addresses, in which memory is read fastest; then the softmaxes, then the products with the
+// values, while the keys of the next pass are fetched. A leaf that several sequences share is read once: its passes
+// run for all of them, one after the other, while its rows are in that cache.
+#include "attention/decode_leaf.h"
+//
 #include "attention/decode_tiles.h"
 //
 #include "attention/decode_rows.h"
@@ -14,127 +17,69 @@
 //
 #include "attention/decode_int8.h"
 //
+#include "attention/decode_query.h"
+//
 #include "attention/decode_softmax.h"
 
-constexpr int64_t kScoreWords = 16 * 1024;  // scores of one pass over the kv heads of a leaf: half of an L1 cache
+constexpr int64_t kScoreWords = 16 * 1024;     // scores of one pass over the kv heads of a leaf: half of an L1 cache
+constexpr int64_t kPassBytes = 256 * 1024;     // keys and values of one pass: half of the smallest L2 cache
+constexpr int64_t kKeyRows = kLeafPadding;     // keys that are converted together
 
-// kRows query rows per vector: all rows of small groups, kLanes of them at a time otherwise.
 template <typename Dot, int kRows>
 struct Decoder {
-  static constexpr bool kInt8 = Dot::kPack == 4;
-  static constexpr int kLevels = kInt8 ? 2 : 1;  // digits per query
-  static constexpr int kChunk = kLanes / kRows;
-  static constexpr int64_t kBlockKeys = kInt8 ? kLeafPadding : 32;  // positions that several heads read in turn
+  using Blocks = RowBlocks<Dot, kRows>;
+  static constexpr bool kInt8 = Blocks::kInt8;
+  static constexpr int kChunk = Blocks::kChunk;
   static constexpr int kBlock = std::min(kRows, kInt8 ? 4 : kAccumulators / 2);  // rows of one value tile
 
   const DecodeArgs& args;
-  const int64_t rows = args.padded_rows();
-  const int64_t score_rows = kRows == kLanes ? rows : kRows;
-  const int64_t key_words = round_up((args.key_dim + Dot::kPack - 1) / Dot::kPack, kChunk);
+  const LeafIndex& index;
+  const PartialStore& store;
+  const Blocks blocks{args};
+  Queries<Dot, kRows> queries{blocks};
+  const int64_t score_rows = blocks.score_rows, key_words = blocks.key_words, key_stride = blocks.key_stride;
   const int64_t value_lanes = args.padded_value_dim();
   const int64_t partial_size = args.partial_size();
   const bool native = size_of(args.cache_type) * Dot::kPack == sizeof(uint32_t);
   const bool direct_keys = native && args.key_dim == key_words * Dot::kPack;
   const bool direct_values = native && args.value_dim == value_lanes;
-  const int64_t key_stride = round_up(key_words, kLanes), value_stride = value_lanes / Dot::kPack;
-  const int64_t head_words = rows * key_words * kLevels;
-  const int64_t pass_heads = std::clamp<int64_t>(kScoreWords / (score_rows * kLeafKeys), 1, args.num_kv_heads);
-  Arena arena{args.num_kv_heads * (head_words + 3 * rows + partial_size) + 4 * key_stride +
-              kLeafKeys * (key_stride + value_stride + value_lanes) +
+  const int64_t value_stride = value_lanes / Dot::kPack;
+  const int64_t pass_heads = heads_of_a_pass();
+  Arena arena{kKeyRows * key_stride + kLeafKeys * ((direct_values ? 0 : value_stride) + 2 * kLanes) +
               pass_heads * (score_rows * (kLeafKeys + 3 + kInt8 * 2 * value_lanes) + partial_size) + 64 * kLanes};
-  float* const query = arena.take(args.num_kv_heads * head_words);
-  float* const query_factor = arena.take(args.num_kv_heads * rows);
-  int32_t* const query_start = reinterpret_cast<int32_t*>(arena.take(args.num_kv_heads * rows * 2));
-  float* const query_row = arena.take(round_up(4 * key_stride, kLanes));
-  float* const keys = arena.take(kLeafKeys * key_stride);
-  float* const values = arena.take(kLeafKeys * value_stride);
-  float* const packed = arena.take(kLeafKeys * value_lanes);
   float* const scores = arena.take(pass_heads * score_rows * kLeafKeys);
+  float* const packed = arena.take(kLeafKeys * 2 * kLanes);
   float* const digit_factor = arena.take(round_up(pass_heads * score_rows, kLanes));
   int32_t* const digit_start = reinterpret_cast<int32_t*>(arena.take(round_up(2 * pass_heads * score_rows, kLanes)));
   int32_t* const digit_sums =
       reinterpret_cast<int32_t*>(arena.take(kInt8 ? 2 * pass_heads * score_rows * value_lanes : 0));
   float* const leaf_memory = arena.take(pass_heads * partial_size);
-  float* const states = arena.take(args.num_kv_heads * partial_size);
+  float* const keys = arena.take(kKeyRows * key_stride);
+  float* const values = arena.take(direct_values ? 0 : kLeafKeys * value_stride);
+  std::unique_ptr<Arena> states;  // of the sequences that are decoded side by side, for each kv head
+  float* first_state = nullptr;
+  int64_t num_states = 0;
   const Softmax<Dot, kRows> softmax{args};
 
-  Partial state(int64_t kv_head) const { return {states + kv_head * partial_size, args}; }
-  int64_t vectors_at(int64_t row) const { return !kInt8 && kRows == kLanes && args.rows() - row > kLanes ? 2 : 1; }
+  int64_t heads_of_a_pass() const {
+    const int64_t dims = args.key_dim + (args.values_are_keys ? 0 : args.value_dim);
+    const int64_t bytes = kLeafKeys * dims * size_of(args.cache_type);
+    const int64_t most = std::min(kScoreWords / (score_rows * kLeafKeys), kPassBytes / bytes);
+    return std::clamp<int64_t>(most, 1, args.num_kv_heads);
+  }
+  float* state(int64_t member, int64_t kv_head) const {
+    return first_state + (member * args.num_kv_heads + kv_head) * partial_size;
+  }
   float* scores_of(int64_t slot, int64_t first) const { return scores + (slot * score_rows + first) * kLeafKeys; }
   Digits digits_of(int64_t slot) const {
     return {digit_factor + slot * score_rows, digit_start + 2 * slot * score_rows};
   }
   static uint32_t* words(float* p) { return reinterpret_cast<uint32_t*>(p); }
-
-  // Calls visit.operator()<vectors>(first) for every block of rows.
-  template <typename Visit>
-  void each_row_block(const Visit& visit) const {
-    for (int64_t first = 0; first < args.rows();) {
-      const int64_t vectors = vectors_at(first);
-      if (vectors == 2) {
-        if constexpr (kRows == kLanes && !kInt8) visit.template operator()<2>(first);
-      } else {
-        visit.template operator()<1>(first);
-      }
-      first += kRows * vectors;
-    }
+  Ahead keys_of(const Pass& pass) const {
+    return {pass, pass.step.k, args.k.stride[2], args.key_dim * size_of(args.cache_type)};
   }
-
-  // Queries of one sequence as words, [row block][step][vector or level][lane].
-  void pack_query(int64_t sequence) {
-    std::fill_n(query, args.num_kv_heads * head_words, 0);
-    std::fill_n(query_factor, args.num_kv_heads * rows, 0);
-    std::fill_n(query_start, args.num_kv_heads * rows * 2, 0);
-    for (int64_t h = 0; h < args.num_kv_heads; ++h) {
-      for (int64_t first = 0; first < args.rows(); first += kRows * vectors_at(first)) {
-        pack_query_block(sequence, h, first, vectors_at(first));
-      }
-    }
-  }
-  void pack_query_block(int64_t sequence, int64_t kv_head, int64_t first, int64_t vectors) {
-    float* block = query + kv_head * head_words + first * key_words * kLevels;
-    const auto convert = row_converter<std::conditional_t<kInt8, FloatDot, Dot>>(args.query_type);
-    for (int64_t r = 0; r < std::min(kRows * vectors, args.rows() - first); ++r) {
-      const char* row = args.q + args.flat(sequence, first + r, kv_head) * args.key_dim * size_of(args.query_type);
-      convert(row, args.key_dim, kInt8 ? 4 * key_words : key_stride, words(query_row));
-      if constexpr (kInt8) {
-        pack_digits(r, query_factor + kv_head * rows + first, query_start + 2 * (kv_head * rows + first), block);
-      } else {
-        for (int64_t w = 0; w < key_words; ++w) {
-          const int64_t lane = (w / kChunk * vectors + r / kRows) * kLanes + r % kRows * kChunk + w % kChunk;
-          block[lane] = query_row[w];
-        }
-      }
-    }
-  }
-  // The digits of query_row, for lanes r * kChunk .. of one block of rows. The first lane starts the sums.
-  void pack_digits(int64_t r, float* factor, int32_t* start, float* block) {
-    float largest = 0;
-    for (int64_t d = 0; d < args.key_dim; ++d) largest = std::max(largest, std::abs(query_row[d]));
-    const float inverse = largest > 0 ? kDigitRange / largest : 0;
-    int32_t sums[2] = {};
-    for (int64_t w = 0; w < key_words; ++w) {
-      uint32_t word[2] = {};
-      for (int i = 0; i < 4; ++i) {
-        const int32_t n = static_cast<int32_t>(std::nearbyint(query_row[4 * w + i] * inverse));
-        const int32_t digit[2] = {(n + 128) >> 8, n - ((n + 128) >> 8) * 256};
-        for (int level = 0; level < 2; ++level) {
-          sums[level] += digit[level];
-          word[level] |= (static_cast<uint32_t>(digit[level]) & 255) << (8 * i);
-        }
-      }
-      const int64_t lane = w / kChunk * 2 * kLanes + r * kChunk + w % kChunk;
-      for (int level = 0; level < 2; ++level) std::memcpy(block + lane + level * kLanes, &word[level], 4);
-    }
-    const float scale = args.softcap == 0 ? args.scale * kLog2E : args.scale;
-    const float not_finite = sum_of(query_row, args.key_dim) * 0;  // NaN where an entry is not finite
-    factor[r] = scale * largest / kDigitRange + not_finite;
-    for (int level = 0; level < 2; ++level) start[2 * r + level] = -128 * sums[level];
-  }
-  static float sum_of(const float* p, int64_t size) {
-    float sum = 0;
-    for (int64_t i = 0; i < size; ++i) sum += p[i];
-    return sum;
+  Ahead values_of(const Pass& pass) const {
+    return {pass, pass.step.v, args.v.stride[2], args.value_dim * size_of(args.cache_type)};
   }
 
   // The rows of one head, converted where they cannot be multiplied as they lie: int8 and half rows without digits, and
@@ -154,47 +99,41 @@ struct Decoder {
   }
 
   // Scores of all heads of the pass.
-  void score(const Pass& pass) {
-    const Step& step = pass.step;
-    const int64_t bytes = args.key_dim * size_of(args.cache_type);
-    const bool fetch_values = !args.values_are_keys;
-    for (int64_t i = 0; i < step.padded; i += kBlockKeys) {
-      const int64_t count = std::min(kBlockKeys, step.padded - i);
-      const bool last = i + kBlockKeys >= step.padded;
-      Ahead ahead = last ? ahead_of(pass, args.v, args.value_dim, 0, fetch_values ? kBlockKeys : 0)
-                         : Ahead(pass, step.k, args.k.stride[2], bytes, i + kBlockKeys, i + 2 * kBlockKeys);
-      for (int64_t slot = 0; slot < pass.count; ++slot) {
-        const char* row[kBlockKeys];
-        const int64_t kv_head = pass.first + slot;
-        take_rows(step.k + i, kv_head * args.k.stride[2], count, direct_keys, args.key_dim, key_stride, keys, row);
-        each_row_block([&]<int kVectors>(int64_t first) {
-          score_block<kVectors>(kv_head, first, row, count, scores_of(slot, first) + i * kRows * kVectors, ahead);
+  void score(const Pass& pass, int64_t member, Ahead ahead) {
+    const int64_t padded = pass.step.padded, tiles = pass.count * padded / kTileKeys<kRows>;
+    const int64_t lines = (ahead.lines() + tiles - 1) / tiles;
+    for (int64_t slot = 0; slot < pass.count; ++slot) {
+      const int64_t kv_head = pass.first + slot;
+      for (int64_t i = 0; i < padded; i += kKeyRows) {
+        const char* row[kKeyRows];
+        take_rows(pass.step.k + i, kv_head * args.k.stride[2], kKeyRows, direct_keys, args.key_dim, key_stride, keys,
+                  row);
+        blocks.each([&]<int kVectors>(int64_t first) {
+          float* out = scores_of(slot, first) + i * kRows * kVectors;
+          score_block<kVectors>(member, kv_head, first, row, out, ahead, first == 0 ? lines : 0);
         });
       }
     }
   }
-  Ahead ahead_of(const Pass& pass, const CacheView& cache, int64_t dim, int64_t begin, int64_t end) const {
-    const char* const* row = &cache == &args.v ? pass.step.v : pass.step.k;
-    return {pass, row, cache.stride[2], dim * size_of(args.cache_type), begin, end};
-  }
   template <int kVectors>
-  void score_block(int64_t kv_head, int64_t first, const char* const* row, int64_t count, float* out, Ahead& ahead) {
+  void score_block(int64_t member, int64_t kv_head, int64_t first, const char* const* row, float* out, Ahead& ahead,
+                   int64_t lines) {
     constexpr int kTile = kTileKeys<kRows>;
-    const uint32_t* q = words(query) + kv_head * head_words + first * key_words * kLevels;
+    const uint32_t* q = queries.words(member, kv_head, first);
     [[maybe_unused]] int32_t start[2 * kLanes] = {};
     [[maybe_unused]] float factors[kLanes];
     if constexpr (kInt8) {
       for (int lane = 0; lane < kLanes; ++lane) {
-        const int64_t r = kv_head * rows + first + lane / kChunk;
-        factors[lane] = query_factor[r];
+        const int64_t r = first + lane / kChunk;
+        factors[lane] = queries.factor(member, kv_head)[r];
         for (int level = 0; lane % kChunk == 0 && level < 2; ++level) {
-          start[level * kLanes + lane] = query_start[2 * r + level];
+          start[level * kLanes + lane] = queries.start(member, kv_head)[2 * r + level];
         }
       }
     }
     const float factor = args.softcap == 0 ? args.scale * kLog2E : args.scale;
-    for (int64_t t = 0; t < count; t += kTile) {
-      if (first == 0) ahead.fetch(kTile);
+    for (int64_t t = 0; t < kKeyRows; t += kTile) {
+      ahead.fetch(lines);
       if constexpr (kInt8) {
         score_digits<kRows>(q, start, factors, row + t, key_words / kChunk, out + t / kChunk * kLanes);
       } else {
@@ -204,138 +143,157 @@ struct Decoder {
   }
 
   // The sums of values of all heads of the pass.
-  void multiply(const Pass& pass, const Pass& next, float* const* leaf) {
-    const Step& step = pass.step;
-    const int64_t block = pass.count == 1 ? kLeafKeys : kBlockKeys;
-    for (int64_t i = 0; i < step.padded; i += block) {
-      const int64_t count = std::min(block, step.padded - i);
-      Ahead ahead = i + block < step.padded ? ahead_of(pass, args.v, args.value_dim, i + block, i + 2 * block)
-                                            : ahead_of(next, args.k, args.key_dim, 0, kBlockKeys);
-      for (int64_t slot = 0; slot < pass.count; ++slot) {
-        const char* row[kLeafKeys];
-        const int64_t kv_head = pass.first + slot;
-        ahead.fetch(count);
-        take_rows(step.v + i, kv_head * args.v.stride[2], count, direct_values, args.value_dim, value_stride, values,
-                  row);
-        if constexpr (kInt8) {
-          multiply_digits(slot, i, count, row, i + block >= step.padded ? leaf[slot] : nullptr);
+  void multiply(const Pass& pass, Ahead ahead, float* const* leaf) {
+    const int64_t padded = pass.step.padded;
+    for (int64_t slot = 0; slot < pass.count; ++slot) {
+      const char* row[kLeafKeys];
+      take_rows(pass.step.v, (pass.first + slot) * args.v.stride[2], padded, direct_values, args.value_dim,
+                value_stride, values, row);
+      float* out = Partial{leaf[slot], args}.outputs;
+      if constexpr (kInt8) {
+        ahead.fetch((ahead.lines() + pass.count - slot - 1) / (pass.count - slot));
+        multiply_digits(slot, padded, row, out);
+      } else {
+        const DirectValues<Dot> direct{row};
+        const int64_t units = padded / Dot::kPack, tiles = (args.rows() + kBlock - 1) / kBlock * value_lanes / kLanes;
+        const int64_t fetches = (pass.count - slot) * tiles * units / kFetchUnits;  // at least, of one vector each
+        const int64_t lines = (ahead.lines() + fetches - 1) / fetches;
+        if constexpr (kRows < kLanes) {
+          multiply_columns(slot, units, direct, out, ahead, lines);
         } else {
-          const DirectValues<Dot> direct{row};
-          const auto add = [&](const auto& source) {
-            each_row_block([&]<int kVectors>(int64_t first) {
-              multiply_block<kVectors>(slot, first, i, count, source, Partial{leaf[slot], args}.outputs);
+          for (int64_t d = 0; d < value_lanes; d += 2 * kLanes) {
+            pack_values(direct, units, d);
+            const PackedValues source{words(packed)};
+            blocks.each([&]<int kVectors>(int64_t first) {
+              multiply_block<kVectors, 2>(slot, first, units, source, d, out, ahead, 2 * lines);
             });
-          };
-          if constexpr (kRows < kLanes) {
-            add(direct);
-          } else {
-            add(pack_values(direct, count / Dot::kPack));
           }
         }
       }
     }
   }
-  PackedValues pack_values(const DirectValues<Dot>& direct, int64_t units) {
-    for (int64_t u = 0; u < units; ++u) {
-      for (int64_t d = 0; d < value_lanes; d += 2 * kLanes) {
-        Words pair[2];
-        direct.template load<kChunk, 2>(u, d, pair);
-        std::memcpy(packed + (d / (2 * kLanes) * units + u) * 2 * kLanes, pair, sizeof(pair));
-      }
-    }
-    return {words(packed), units};
-  }
-  template <int kVectors, typename Values>
-  void multiply_block(int64_t slot, int64_t first, int64_t begin, int64_t count, const Values& source, float* out) {
+  template <typename Values>
+  void multiply_columns(int64_t slot, int64_t units, const Values& source, float* out, Ahead& ahead, int64_t lines) {
     constexpr int kWide = kAccumulators / kBlock;
-    const int64_t groups = count / kChunk / Dot::kPack, stride = kVectors * kLanes;
-    const uint32_t* p = words(scores_of(slot, first)) + begin / kChunk / Dot::kPack * stride;
     int64_t d = 0;
     const auto columns = [&]<int kColumns>() {
       for (; d + kColumns * kLanes <= value_lanes; d += kColumns * kLanes) {
-        for (int64_t r = 0; r < std::min<int64_t>(kVectors * kRows, args.rows() - first); r += kBlock) {
-          value_tile<Dot, kChunk, kBlock, kColumns>(p + r * kChunk, stride, groups, source, d,
-                                                    out + (first + r) * value_lanes, value_lanes, begin == 0);
-        }
+        multiply_block<1, kColumns>(slot, 0, units, source, d, out, ahead, kColumns * lines);
       }
     };
     if constexpr (kWide >= 8) columns.template operator()<8>();
     if constexpr (kWide >= 4) columns.template operator()<4>();
     columns.template operator()<2>();
   }
-  // The same in digits; `leaf` is the partial to be filled where this is the last block.
-  void multiply_digits(int64_t slot, int64_t begin, int64_t count, const char* const* row, float* leaf) {
+  void pack_values(const DirectValues<Dot>& direct, int64_t units, int64_t d) {
+    float* out = packed;
+    for (int64_t u = 0; u < units; ++u, out += 2 * kLanes) {
+      Words pair[2];
+      direct.template load<kChunk, 2>(u, d, pair);
+      std::memcpy(out, pair, sizeof(pair));
+    }
+  }
+  template <int kVectors, int kColumns, typename Values>
+  void multiply_block(int64_t slot, int64_t first, int64_t units, const Values& source, int64_t d, float* out,
+                      Ahead& ahead, int64_t lines) {
+    const uint32_t* p = words(scores_of(slot, first));
+    for (int64_t r = 0; r < std::min<int64_t>(kVectors * kRows, args.rows() - first); r += kBlock) {
+      value_tile<Dot, kChunk, kBlock, kColumns>(p + r * kChunk, kVectors * kLanes, units / kChunk, source, d,
+                                                out + (first + r) * value_lanes, value_lanes, ahead, lines);
+    }
+  }
+  void multiply_digits(int64_t slot, int64_t padded, const char* const* row, float* out) {
     if constexpr (kInt8) {
       const Digits digits = digits_of(slot);
-      for (int64_t first = 0; first < args.rows(); first += kRows) {
-        const uint32_t* p = words(scores_of(slot, first)) + begin / kChunk / 2 * kLanes;
-        for (int64_t r = first; r < std::min(first + kRows, args.rows()); r += kBlock) {
-          int32_t* sums = digit_sums + 2 * (slot * score_rows + r) * value_lanes;
-          for (int64_t i = 0; begin == 0 && i < 2 * kBlock; ++i) {
-            std::fill_n(sums + i * value_lanes, value_lanes, digits.start[2 * r + i]);
-          }
-          const uint32_t* block = p + (r - first) * kChunk;
-          for (int64_t d = 0; d < value_lanes; d += 4 * kLanes) {
-            const int64_t groups = count / kChunk / 4;
-            value_digits<kChunk, kBlock, 0>(block, groups, row, d, sums, 2 * value_lanes, value_lanes);
-            value_digits<kChunk, kBlock, 1>(block, groups, row, d, sums, 2 * value_lanes, value_lanes);
-          }
-          for (int64_t i = 0; leaf && i < kBlock; ++i) {
-            join_digits(sums + 2 * i * value_lanes, value_lanes, digits.factor[r + i], value_lanes,
-                        Partial{leaf, args}.outputs + (r + i) * value_lanes);
-          }
+      const int64_t groups = padded / kChunk / 4;
+      for (int64_t r = 0; r < args.rows(); r += kBlock) {
+        const int64_t first = r / kRows * kRows;
+        const uint32_t* block = words(scores_of(slot, first)) + (r - first) * kChunk;
+        int32_t* sums = digit_sums + 2 * (slot * score_rows + r) * value_lanes;
+        for (int64_t i = 0; i < 2 * kBlock; ++i) {
+          std::fill_n(sums + i * value_lanes, value_lanes, digits.start[2 * r + i]);
+        }
+        for (int64_t d = 0; d < value_lanes; d += 4 * kLanes) {
+          value_digits<kChunk, kBlock, 0>(block, groups, row, d, sums, 2 * value_lanes, value_lanes);
+          value_digits<kChunk, kBlock, 1>(block, groups, row, d, sums, 2 * value_lanes, value_lanes);
+        }
+        for (int64_t i = 0; i < kBlock; ++i) {
+          join_digits(sums + 2 * i * value_lanes, value_lanes, digits.factor[r + i], value_lanes,
+                      out + (r + i) * value_lanes);
         }
       }
     }
   }
 
-  // The units [begin, end) of the line of (sequence, leaf, kv head).
-  void run(const LeafIndex& index, const PartialStore& store, int64_t begin, int64_t end) {
+  // The units [begin, end) of the line of (segment, leaf, kv head).
+  void run(int64_t begin, int64_t end) {
     const auto steps = std::make_unique<Step[]>(2);
-    const auto leaf = std::make_unique<float*[]>(pass_heads);
-    int64_t sequence = -1;
+    const auto segment_of = [&](int64_t unit) {
+      const auto behind = [](int64_t number, const Segment& s) { return number < s.number; };
+      return std::upper_bound(index.segments.begin(), index.segments.end(), unit / args.num_kv_heads, behind) - 1;
+    };
     const auto pass_at = [&](int64_t unit) -> Pass {
       const int64_t kv_head = unit % args.num_kv_heads, number = unit / args.num_kv_heads;
-      const int64_t b =
-          std::upper_bound(index.offsets.begin(), index.offsets.end(), number) - index.offsets.begin() - 1;
       Step& step = steps[number % 2];
-      locate(args, b, index.first_leaf[b] + number - index.offsets[b], step);
+      if (step.number != number) {
+        const Segment& segment = *segment_of(unit);
+        locate(args, index.order[segment.begin], segment.first_leaf + number - segment.number, step);
+        step.number = number;
+      }
       return {step, kv_head, std::min({pass_heads, args.num_kv_heads - kv_head, end - unit})};
     };
+    int64_t root = -1;
+    if (begin < end) keys_of(pass_at(begin)).fetch(kPassBytes / 64);
     for (int64_t unit = begin; unit < end;) {
-      const Pass pass = pass_at(unit), next = pass_at(std::min(unit + pass.count, end - 1));
-      const int64_t b = pass.step.sequence;
-      if (b != sequence) {
-        sequence = b;
-        pack_query(b);
-        for (int64_t h = 0; h < args.num_kv_heads; ++h) clear(args, state(h));
-      }
-      const bool stored = store.slot[b] >= 0;
-      const int64_t first_slot = store.slot[b] + unit - index.offsets[b] * args.num_kv_heads;
-      for (int64_t i = 0; i < pass.count; ++i) {
-        leaf[i] = stored ? store.at(args, first_slot + i) : leaf_memory + i * partial_size;
-      }
-      attend(pass, next, leaf.get());
-      const bool last = pass.step.leaf + 1 == index.first_leaf[b] + index.leaves(b);
-      for (int64_t i = 0; !stored && i < pass.count; ++i) {
-        const int64_t h = pass.first + i;
-        fold(args, state(h), {leaf[i], args});
-        if (last) finish(args, b, h, state(h));
+      const Pass pass = pass_at(unit);
+      const Segment& segment = *segment_of(unit);
+      if (segment.root != root) {
+        root = segment.root;
+        queries.pack(&index.order[root], segment.width);
+        make_states(segment.width);
       }
       unit += pass.count;
+      const Ahead next = unit < end ? keys_of(pass_at(unit)) : Ahead();
+      for (int64_t i = segment.begin; i < segment.end; ++i) {
+        pass.step.sequence = index.order[i];
+        attend(pass, i - root, i == segment.begin && !args.values_are_keys ? values_of(pass) : Ahead(),
+               i + 1 == segment.end ? next : Ahead());
+      }
     }
   }
-  void attend(const Pass& pass, const Pass& next, float* const* leaf) {
-    score(pass);
+  void make_states(int64_t width) {
+    if (width <= num_states) return;
+    num_states = width;
+    states = std::make_unique<Arena>(width * args.num_kv_heads * partial_size);
+    first_state = states->take(0);
+  }
+  // One pass of one sequence: its partials become the states, or are folded into them, or are stored for later.
+  void attend(const Pass& pass, int64_t member, const Ahead& values_ahead, const Ahead& next) {
+    const int64_t b = pass.step.sequence, leaf_number = pass.step.leaf - index.first_leaf[b];
+    const bool stored = store.slot[b] >= 0;
+    float* leaf[kScoreWords / kLeafKeys];
     for (int64_t slot = 0; slot < pass.count; ++slot) {
-      const int64_t kv_head = pass.first + slot;
-      each_row_block([&]<int kVectors>(int64_t first) {
+      const int64_t h = pass.first + slot;
+      leaf[slot] = stored             ? store.at(args, store.slot[b] + leaf_number * args.num_kv_heads + h)
+                   : leaf_number == 0 ? state(member, h)
+                                      : leaf_memory + slot * partial_size;
+    }
+    score(pass, member, values_ahead);
+    for (int64_t slot = 0; slot < pass.count; ++slot) {
+      blocks.each([&]<int kVectors>(int64_t first) {
         float* s = scores_of(slot, first);
-        softmax.template adjust<kVectors>(pass.step, kv_head, first, s);
-        softmax.template normalise<kVectors>(pass.step, kv_head, first, s, {leaf[slot], args}, digits_of(slot));
+        softmax.template adjust<kVectors>(pass.step, pass.first + slot, first, s);
+        softmax.template normalise<kVectors>(pass.step, pass.first + slot, first, s, {leaf[slot], args},
+                                             digits_of(slot));
       });
     }
     multiply(pass, next, leaf);
+    for (int64_t slot = 0; !stored && slot < pass.count; ++slot) {
+      const int64_t h = pass.first + slot;
+      const Partial sum(state(member, h), args);
+      if (leaf_number > 0) fold(args, sum, {leaf[slot], args});
+      if (leaf_number + 1 == index.num_leaves[b]) finish(args, b, h, sum);
+    }
   }
 };
 
@@ -343,7 +301,7 @@ struct Decoder {
 template <typename Dot>
 void decode_share(const DecodeArgs& args, const LeafIndex& index, const PartialStore& store, int64_t begin,
                   int64_t end) {
-  const auto run = [&]<int kRows>() { Decoder<Dot, kRows>{args}.run(index, store, begin, end); };
+  const auto run = [&]<int kRows>() { Decoder<Dot, kRows>{args, index, store}.run(begin, end); };
   const int64_t rows = args.rows();
   if (rows == 1) return run.template operator()<1>();
   if (rows == 2) return run.template operator()<2>();
@@ -371,11 +329,12 @@ inline void decode_attention(const DecodeArgs& args, const LeafIndex& index, con
 // Folds the stored partials of one sequence and kv head, in the order of position.
 inline void fold_partials(const DecodeArgs& args, const LeafIndex& index, const PartialStore& store, int64_t sequence,
                           int64_t kv_head) {
-  std::vector<float> memory(args.partial_size());
-  const Partial state(memory.data(), args);
-  clear(args, state);
-  for (int64_t leaf = 0; leaf < index.leaves(sequence); ++leaf) {
-    fold(args, state, {store.at(args, store.slot[sequence] + leaf * args.num_kv_heads + kv_head), args});
-  }
+  std::vector<float> memory(index.num_leaves[sequence] == 0 ? args.partial_size() : 0);
+  const auto leaf = [&](int64_t i) -> Partial {
+    return {store.at(args, store.slot[sequence] + i * args.num_kv_heads + kv_head), args};
+  };
+  const Partial state = memory.empty() ? leaf(0) : Partial(memory.data(), args);
+  if (!memory.empty()) clear(args, state);
+  for (int64_t i = 1; i < index.num_leaves[sequence]; ++i) fold(args, state, leaf(i));
   finish(args, sequence, kv_head, state);
 }

@@ -1,4 +1,5 @@
 #include "attention/decode_args.h"
+#include "attention/decode_order.h"
 #define GOSSAMER_KERNEL "attention/decode_attention.h"
 #define GOSSAMER_KERNEL_BF16
 #include "common/foreach_isa.h"
@@ -25,40 +26,43 @@ void check_lengths(const DecodeArgs& args) {
   }
 }
 
-// How many equal shares the leaves are cut into: as many as threads, as long as a share is worth a thread.
-int64_t num_shares(const DecodeArgs& args, const LeafIndex& index, int64_t element_size) {
-  const double keys = static_cast<double>(index.total() * args.num_kv_heads * kLeafKeys);
+// Where the line of leaves is cut into equal shares: as many as threads, as long as a share is worth a thread.
+std::vector<int64_t> cut_shares(const DecodeArgs& args, const LeafIndex& index) {
+  const double keys = static_cast<double>(index.cost() * kLeafKeys);
   const double dims = static_cast<double>(args.key_dim + args.value_dim);
-  const double time = keys * dims * std::max(element_size / kBytesPerNanosecond, 2 * args.rows() / kFlopsPerNanosecond);
-  const int64_t units = index.total() * args.num_kv_heads;
-  return std::clamp<int64_t>(static_cast<int64_t>(time / kShareNanoseconds), 1,
-                             std::min<int64_t>(torch::stable::get_num_threads(), std::max<int64_t>(units, 1)));
+  const double per_key = std::max(size_of(args.cache_type) / kBytesPerNanosecond, 2 * args.rows() / kFlopsPerNanosecond);
+  const int64_t most = std::clamp<int64_t>(index.num_units(), 1, torch::stable::get_num_threads());
+  const int64_t shares = std::clamp<int64_t>(static_cast<int64_t>(keys * dims * per_key / kShareNanoseconds), 1, most);
+  std::vector<int64_t> cuts(shares + 1, 0);
+  for (int64_t share = 1; index.num_units() > 0 && share <= shares; ++share) cuts[share] = index.cut(share, shares);
+  return cuts;
 }
 
 // Finds the sequences that no share holds whole, and numbers their partials.
-int64_t place_partials(const DecodeArgs& args, const LeafIndex& index, int64_t shares, PartialStore& store) {
-  const int64_t heads = args.num_kv_heads, units = index.total() * heads;
+int64_t place_partials(const DecodeArgs& args, const LeafIndex& index, const std::vector<int64_t>& cuts,
+                       PartialStore& store) {
+  const int64_t heads = args.num_kv_heads;
   int64_t partials = 0;
-  const auto share_of = [&](int64_t unit) { return ((unit + 1) * shares - 1) / units; };
+  const auto share_of = [&](int64_t unit) { return std::upper_bound(cuts.begin(), cuts.end(), unit) - cuts.begin(); };
   store.slot.assign(args.batch, -1);
   for (int64_t b = 0; b < args.batch; ++b) {
-    const int64_t begin = index.offsets[b] * heads, end = index.offsets[b + 1] * heads;
+    const int64_t begin = index.first_number[b] * heads, end = index.last_number[b] * heads;
     if (begin < end && share_of(begin) == share_of(end - 1)) continue;
     store.slot[b] = partials;
-    partials += end - begin;
+    partials += index.num_leaves[b] * heads;
   }
   return partials;
 }
 
 void run(const DecodeArgs& args, const Tensor& lse) {
   const LeafIndex index(args);
-  const int64_t shares = num_shares(args, index, size_of(args.cache_type));
-  const int64_t units = index.total() * args.num_kv_heads;
+  const std::vector<int64_t> cuts = cut_shares(args, index);
   PartialStore store;
-  Tensor memory = torch::stable::new_empty(lse, {place_partials(args, index, shares, store) * args.partial_size()});
+  Tensor memory = torch::stable::new_empty(lse, {place_partials(args, index, cuts, store) * args.partial_size()});
   store.data = memory.mutable_data_ptr<float>();
-  torch::stable::parallel_for(0, units == 0 ? 0 : shares, 1, [&](int64_t begin, int64_t end) {
-    GOSSAMER_DISPATCH_ISA_BF16(decode_attention, args, index, store, begin * units / shares, end * units / shares);
+  const int64_t shares = static_cast<int64_t>(cuts.size()) - 1;
+  torch::stable::parallel_for(0, shares, 1, [&](int64_t begin, int64_t end) {
+    GOSSAMER_DISPATCH_ISA_BF16(decode_attention, args, index, store, cuts[begin], cuts[end]);
   });
   std::vector<int64_t> split;
   for (int64_t b = 0; b < args.batch; ++b) {

@@ -33,6 +33,7 @@ struct Partial {
   }
 }
 
+// The state of a sequence without leaves. Other states begin as the first leaf.
 inline void clear(const DecodeArgs& args, Partial state) {
   std::fill_n(state.maxima, args.padded_rows(), -kInfinity);
   std::fill_n(state.sums, args.partial_size() - args.padded_rows(), 0.0f);

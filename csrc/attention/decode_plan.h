@@ -1,9 +1,7 @@
 // What decode_attention computes on, in plain numbers: shared by the glue and by the loops of every instruction set.
 #pragma once
 
-#include <algorithm>
 #include <cstdint>
-#include <vector>
 
 #include "common/random.h"  // GOSSAMER_HOST_DEVICE
 
@@ -66,30 +64,6 @@ struct DecodeArgs {
     const int64_t end = tree_mask ? seq_lens[sequence] : position(sequence, row) + 1;
     return end < 0 ? 0 : end;
   }
-};
-
-// The leaves of every sequence in one line: a share of the work is a range [begin, end) of (sequence, leaf, kv head).
-struct LeafIndex {
-  std::vector<int64_t> first_leaf;  // [batch]: the first leaf that any row sees
-  std::vector<int64_t> offsets;     // [batch + 1]: leaves before the sequence
-
-  explicit LeafIndex(const DecodeArgs& args) : first_leaf(args.batch), offsets(args.batch + 1) {
-    for (int64_t b = 0; b < args.batch; ++b) {
-      const int64_t end = args.last(b, args.rows() - 1);
-      first_leaf[b] = std::min(args.first(b, 0), end) / kLeafKeys;
-      offsets[b + 1] = offsets[b] + (end + kLeafKeys - 1) / kLeafKeys - first_leaf[b];
-    }
-  }
-  int64_t leaves(int64_t sequence) const { return offsets[sequence + 1] - offsets[sequence]; }
-  int64_t total() const { return offsets.back(); }
-};
-
-// Where partial softmaxes of sequences that lie in several shares wait for the fold: per (leaf, kv head) the maxima,
-// the sums and the unnormalised outputs of all rows. slot[sequence] is -1 where one share holds the whole sequence.
-struct PartialStore {
-  std::vector<int64_t> slot;  // [batch]: index of the sequence's first partial
-  float* data = nullptr;
-  float* at(const DecodeArgs& args, int64_t index) const { return data + index * args.partial_size(); }
 };
 
 }  // namespace gossamer

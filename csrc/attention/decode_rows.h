@@ -1,8 +1,4 @@
-// Where the rows of a cache lie, and their conversion to words and back. Included by decode_attention.h.
-
-constexpr int64_t kLeafPadding = 4 * kLanes;  // whole groups of four int8 keys for every layout
-
-inline int64_t round_up(int64_t n, int64_t multiple) { return (n + multiple - 1) / multiple * multiple; }
+// The rows of a cache or of the queries as words, and the way back. Included by decode_attention.h.
 
 // Memory of one thread, in words that are also floats.
 class Arena {
@@ -15,77 +11,6 @@ class Arena {
  private:
   std::unique_ptr<float[]> memory_;
   float* next_;
-};
-
-// One leaf of one sequence: where its rows of the first kv head lie; the others follow at the stride of the heads.
-struct Step {
-  int64_t sequence = -1, leaf = -1;
-  int64_t begin = 0, count = 0;  // positions [begin, begin + count)
-  int64_t padded = 0;            // count rounded up; rows past the end repeat the last one and are hidden
-  const char* k[kLeafKeys];
-  const char* v[kLeafKeys];
-  const float* k_scale[kLeafKeys];
-  const float* v_scale[kLeafKeys];
-};
-
-inline void locate_rows(const DecodeArgs& args, const CacheView& cache, const Step& step, const char** rows,
-                        const float** scale) {
-  for (int64_t i = 0; i < step.padded; ++i) {
-    int64_t outer = step.sequence, position = step.begin + std::min(i, step.count - 1);
-    if (args.block_table) {
-      outer = args.block_table[step.sequence * args.max_blocks + position / args.block_size];
-      position %= args.block_size;
-    }
-    rows[i] = cache.data + outer * cache.stride[0] + position * cache.stride[1];
-    if (cache.scale) scale[i] = cache.scale + outer * cache.scale_stride[0] + position * cache.scale_stride[1];
-  }
-}
-
-inline void locate(const DecodeArgs& args, int64_t sequence, int64_t leaf, Step& step) {
-  if (step.sequence == sequence && step.leaf == leaf) return;
-  step.sequence = sequence;
-  step.leaf = leaf;
-  const int64_t first = args.first(sequence, 0), last = args.last(sequence, args.rows() - 1);
-  step.begin = std::max(leaf * kLeafKeys, first);
-  step.count = std::min((leaf + 1) * kLeafKeys, last) - step.begin;
-  step.padded = round_up(step.count, kLeafPadding);
-  locate_rows(args, args.k, step, step.k, step.k_scale);
-  locate_rows(args, args.v, step, step.v, step.v_scale);
-}
-
-// Kv heads [first, first + count) of one leaf, which are computed together: their rows lie side by side in memory.
-struct Pass {
-  const Step& step;
-  int64_t first, count;
-};
-
-// Rows that will be read soon, fetched a few at a time in the order of their addresses. A single core reads memory
-// faster in that order than head by head, because the processor's own prefetcher then joins in.
-class Ahead {
- public:
-  Ahead(const Pass& pass, const char* const* rows, int64_t head_stride, int64_t bytes, int64_t begin, int64_t end)
-      : rows_(rows),
-        offset_(pass.first * head_stride),
-        stride_(head_stride),
-        heads_(pass.count),
-        bytes_(bytes),
-        position_(begin),
-        end_(std::min(end, pass.step.count)) {}
-
-  void fetch(int64_t count) {
-    for (; count > 0 && position_ < end_; --count) {
-      const char* row = rows_[position_] + offset_ + head_ * stride_;
-      for (int64_t b = 0; b < bytes_; b += 64) __builtin_prefetch(row + b, 0, 2);
-      if (++head_ < heads_) continue;
-      head_ = 0;
-      ++position_;
-    }
-  }
-
- private:
-  const char* const* rows_;
-  int64_t offset_, stride_, heads_, bytes_, position_, end_;
-  int64_t head_ = 0;
 };
 
 // Elements [begin, begin + kLanes) of a row as floats, zero past the end of the row.

@@ -79,6 +79,20 @@ inline Vector reduce_chunks(Vector (&acc)[kChunk]) {
   }
 }
 
+// tile[i][j] becomes tile[j][i].
+template <int kHalf = kLanes / 2>
+inline void transpose(Vector (&tile)[kLanes]) {
+  using Lanes = std::make_integer_sequence<int, kLanes>;
+#pragma GCC unroll 16
+  for (int i = 0; i < kLanes; ++i) {
+    if ((i & kHalf) != 0) continue;
+    const Vector low = tile[i], high = tile[i + kHalf];
+    tile[i] = select_halves<kHalf, 0>(low, high, Lanes{});
+    tile[i + kHalf] = select_halves<kHalf, kHalf>(low, high, Lanes{});
+  }
+  if constexpr (kHalf > 1) transpose<kHalf / 2>(tile);
+}
+
 // 2^x for x <= 0, relative error below 3e-7; 0 far below the normal numbers, NaN for NaN.
 inline Vector exp2_vector(Vector x) {
 #if GOSSAMER_VECTOR_BYTES == 64
@@ -162,14 +176,13 @@ inline void score_tile(const uint32_t* q, const char* const* keys, int64_t steps
   }
 }
 
-// Values that were converted and packed beforehand: panels of 2 vectors, [value_dim / 2 vectors][unit][2 kLanes] words.
+// Values of two vectors of dims, packed beforehand: [unit][2 kLanes] words.
 struct PackedValues {
   const uint32_t* data;
-  int64_t units;
   template <int kChunk, int kVectors>
-  void load(int64_t unit, int64_t d, Words* out) const {
-    const uint32_t* p = data + (d / (2 * kLanes) * units + unit) * 2 * kLanes;
-    for (int v = 0; v < kVectors; ++v) out[v] = load_words(p + (v / 2 * units * 2 + v % 2) * kLanes);
+  void load(int64_t unit, int64_t, Words* out) const {
+    static_assert(kVectors == 2);
+    for (int v = 0; v < kVectors; ++v) out[v] = load_words(data + (2 * unit + v) * kLanes);
   }
 };
 
@@ -204,21 +217,23 @@ struct DirectValues {
   }
 };
 
-// out[m][d] += sum over units of probability[unit][row m] * value[unit][d] for kBlock rows and kVectors vectors of d;
-// with `fresh` out starts at zero.
+constexpr int kFetchUnits = 8;
+
+// out[m][d] = sum over units of probability[unit][row m] * value[unit][d] for kBlock rows and kVectors vectors of d.
+// Every kFetchUnits units `ahead` fetches so many lines.
 //   probabilities [groups][stride words], row m at word m * kChunk, its kChunk units side by side
 template <typename Dot, int kChunk, int kBlock, int kVectors, typename Values>
 inline void value_tile(const uint32_t* probabilities, int64_t stride, int64_t groups, const Values& values, int64_t d,
-                       float* out, int64_t out_stride, bool fresh) {
+                       float* out, int64_t out_stride, Ahead& ahead, int64_t lines) {
+  constexpr int64_t kFetchGroups = std::max(kFetchUnits / kChunk, 1);
   Vector acc[kBlock][kVectors];
 #pragma GCC unroll 16
   for (int m = 0; m < kBlock; ++m) {
 #pragma GCC unroll 8
-    for (int v = 0; v < kVectors; ++v) {
-      acc[m][v] = fresh ? Vector{} : Float::load(out + m * out_stride + d + v * kLanes);
-    }
+    for (int v = 0; v < kVectors; ++v) acc[m][v] = Vector{};
   }
   for (int64_t g = 0; g < groups; ++g) {
+    if (g % kFetchGroups == 0) ahead.fetch(lines);
     const uint32_t* p = probabilities + g * stride;
 #pragma GCC unroll 4
     for (int c = 0; c < kChunk; ++c) {
