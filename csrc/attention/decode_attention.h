@@ -23,7 +23,6 @@
 
 constexpr int64_t kScoreWords = 16 * 1024;     // scores of one pass over the kv heads of a leaf: half of an L1 cache
 constexpr int64_t kPassBytes = 256 * 1024;     // keys and values of one pass: half of the smallest L2 cache
-constexpr int64_t kKeyRows = kLeafPadding;     // keys that are converted together
 
 template <typename Dot, int kRows>
 struct Decoder {
@@ -31,6 +30,11 @@ struct Decoder {
   static constexpr bool kInt8 = Blocks::kInt8;
   static constexpr int kChunk = Blocks::kChunk;
   static constexpr int kBlock = std::min(kRows, kInt8 ? 4 : kAccumulators / 2);  // rows of one value tile
+
+  // One or two rows read whole vectors of a key: then the order of positions serves the processor's own prefetcher.
+  static constexpr bool kInOrder = kRows <= 2 && !kInt8 && kLanes == 16;
+  static constexpr int64_t kKeyBlock = kInOrder ? kTileKeys<kRows> : kLeafPadding;  // keys of a head taken in turn
+  static constexpr int64_t kValueBlock = std::max(16, Dot::kPack * kChunk);
 
   const DecodeArgs& args;
   const LeafIndex& index;
@@ -45,16 +49,16 @@ struct Decoder {
   const bool direct_values = native && args.value_dim == value_lanes;
   const int64_t value_stride = value_lanes / Dot::kPack;
   const int64_t pass_heads = heads_of_a_pass();
-  Arena arena{kKeyRows * key_stride + kLeafKeys * ((direct_values ? 0 : value_stride) + 2 * kLanes) +
-              pass_heads * (score_rows * (kLeafKeys + 3 + kInt8 * 2 * value_lanes) + partial_size) + 64 * kLanes};
+  Arena arena{kKeyBlock * key_stride + kLeafKeys * ((direct_values ? 0 : value_stride) + 2 * kLanes) +
+              pass_heads * (score_rows * (kLeafKeys + 3) + partial_size) + 128 * kLanes};
   float* const scores = arena.take(pass_heads * score_rows * kLeafKeys);
   float* const packed = arena.take(kLeafKeys * 2 * kLanes);
   float* const digit_factor = arena.take(round_up(pass_heads * score_rows, kLanes));
   int32_t* const digit_start = reinterpret_cast<int32_t*>(arena.take(round_up(2 * pass_heads * score_rows, kLanes)));
   int32_t* const digit_sums =
-      reinterpret_cast<int32_t*>(arena.take(kInt8 ? 2 * pass_heads * score_rows * value_lanes : 0));
+      reinterpret_cast<int32_t*>(arena.take(kInt8 ? 8 * kLanes * kBlock : 0));
   float* const leaf_memory = arena.take(pass_heads * partial_size);
-  float* const keys = arena.take(kKeyRows * key_stride);
+  float* const keys = arena.take(kKeyBlock * key_stride);
   float* const values = arena.take(direct_values ? 0 : kLeafKeys * value_stride);
   std::unique_ptr<Arena> states;  // of the sequences that are decoded side by side, for each kv head
   float* first_state = nullptr;
@@ -64,7 +68,7 @@ struct Decoder {
   int64_t heads_of_a_pass() const {
     const int64_t dims = args.key_dim + (args.values_are_keys ? 0 : args.value_dim);
     const int64_t bytes = kLeafKeys * dims * size_of(args.cache_type);
-    const int64_t most = std::min(kScoreWords / (score_rows * kLeafKeys), kPassBytes / bytes);
+    const int64_t most = std::min(kScoreWords / (score_rows * kLeafKeys), kInOrder ? kScoreWords : kPassBytes / bytes);
     return std::clamp<int64_t>(most, 1, args.num_kv_heads);
   }
   float* state(int64_t member, int64_t kv_head) const {
@@ -102,11 +106,11 @@ struct Decoder {
   void score(const Pass& pass, int64_t member, Ahead ahead) {
     const int64_t padded = pass.step.padded, tiles = pass.count * padded / kTileKeys<kRows>;
     const int64_t lines = (ahead.lines() + tiles - 1) / tiles;
-    for (int64_t slot = 0; slot < pass.count; ++slot) {
-      const int64_t kv_head = pass.first + slot;
-      for (int64_t i = 0; i < padded; i += kKeyRows) {
-        const char* row[kKeyRows];
-        take_rows(pass.step.k + i, kv_head * args.k.stride[2], kKeyRows, direct_keys, args.key_dim, key_stride, keys,
+    for (int64_t i = 0; i < padded; i += kKeyBlock) {
+      for (int64_t slot = 0; slot < pass.count; ++slot) {
+        const int64_t kv_head = pass.first + slot;
+        const char* row[kKeyBlock];
+        take_rows(pass.step.k + i, kv_head * args.k.stride[2], kKeyBlock, direct_keys, args.key_dim, key_stride, keys,
                   row);
         blocks.each([&]<int kVectors>(int64_t first) {
           float* out = scores_of(slot, first) + i * kRows * kVectors;
@@ -132,7 +136,7 @@ struct Decoder {
       }
     }
     const float factor = args.softcap == 0 ? args.scale * kLog2E : args.scale;
-    for (int64_t t = 0; t < kKeyRows; t += kTile) {
+    for (int64_t t = 0; t < kKeyBlock; t += kTile) {
       ahead.fetch(lines);
       if constexpr (kInt8) {
         score_digits<kRows>(q, start, factors, row + t, key_words / kChunk, out + t / kChunk * kLanes);
@@ -144,46 +148,54 @@ struct Decoder {
 
   // The sums of values of all heads of the pass.
   void multiply(const Pass& pass, Ahead ahead, float* const* leaf) {
-    const int64_t padded = pass.step.padded;
-    for (int64_t slot = 0; slot < pass.count; ++slot) {
-      const char* row[kLeafKeys];
-      take_rows(pass.step.v, (pass.first + slot) * args.v.stride[2], padded, direct_values, args.value_dim,
-                value_stride, values, row);
-      float* out = Partial{leaf[slot], args}.outputs;
-      if constexpr (kInt8) {
-        ahead.fetch((ahead.lines() + pass.count - slot - 1) / (pass.count - slot));
-        multiply_digits(slot, padded, row, out);
-      } else {
-        const DirectValues<Dot> direct{row};
-        const int64_t units = padded / Dot::kPack, tiles = (args.rows() + kBlock - 1) / kBlock * value_lanes / kLanes;
-        const int64_t fetches = (pass.count - slot) * tiles * units / kFetchUnits;  // at least, of one vector each
-        const int64_t lines = (ahead.lines() + fetches - 1) / fetches;
-        if constexpr (kRows < kLanes) {
-          multiply_columns(slot, units, direct, out, ahead, lines);
+    const int64_t padded = pass.step.padded, block = kInOrder ? kValueBlock : padded;
+    for (int64_t i = 0; i < padded; i += block) {
+      for (int64_t slot = 0; slot < pass.count; ++slot) {
+        const char* row[kLeafKeys];
+        take_rows(pass.step.v + i, (pass.first + slot) * args.v.stride[2], block, direct_values, args.value_dim,
+                  value_stride, values, row);
+        float* out = Partial{leaf[slot], args}.outputs;
+        if constexpr (kInt8) {
+          multiply_digits(slot, row, padded, pass.count - slot, out, ahead);
+        } else if constexpr (kRows < kLanes) {
+          multiply_few(slot, i, block, pass.count - slot, DirectValues<Dot>{row}, out, ahead);
         } else {
-          for (int64_t d = 0; d < value_lanes; d += 2 * kLanes) {
-            pack_values(direct, units, d);
-            const PackedValues source{words(packed)};
-            blocks.each([&]<int kVectors>(int64_t first) {
-              multiply_block<kVectors, 2>(slot, first, units, source, d, out, ahead, 2 * lines);
-            });
-          }
+          multiply_many(slot, padded, pass.count - slot, DirectValues<Dot>{row}, out, ahead);
         }
       }
     }
   }
-  template <typename Values>
-  void multiply_columns(int64_t slot, int64_t units, const Values& source, float* out, Ahead& ahead, int64_t lines) {
+  // How many lines to fetch per `steps` of what remains to be done in a phase.
+  static int64_t share_of(const Ahead& ahead, int64_t steps) { return (ahead.lines() + steps - 1) / steps; }
+
+  // `count` positions from `begin` on, by values as they lie; `slots` heads share what is left to fetch.
+  void multiply_few(int64_t slot, int64_t begin, int64_t count, int64_t slots, const DirectValues<Dot>& direct,
+                    float* out, Ahead& ahead) {
     constexpr int kWide = kAccumulators / kBlock;
+    const int64_t tiles = (args.rows() + kBlock - 1) / kBlock * value_lanes / kLanes;
+    const int64_t lines = share_of(ahead, slots * tiles * count / Dot::kPack / kFetchUnits);  // per vector of dims
     int64_t d = 0;
     const auto columns = [&]<int kColumns>() {
       for (; d + kColumns * kLanes <= value_lanes; d += kColumns * kLanes) {
-        multiply_block<1, kColumns>(slot, 0, units, source, d, out, ahead, kColumns * lines);
+        multiply_block<1, kColumns>(slot, 0, begin, count, direct, d, out, ahead, kColumns * lines);
       }
     };
     if constexpr (kWide >= 8) columns.template operator()<8>();
     if constexpr (kWide >= 4) columns.template operator()<4>();
     columns.template operator()<2>();
+  }
+  // The same for a whole leaf, by values packed for two vectors of dims at a time.
+  void multiply_many(int64_t slot, int64_t count, int64_t slots, const DirectValues<Dot>& direct, float* out,
+                     Ahead& ahead) {
+    const int64_t tiles = (args.rows() + kBlock - 1) / kBlock * value_lanes / (2 * kLanes);
+    const int64_t units = count / Dot::kPack, lines = share_of(ahead, slots * tiles * units / kFetchUnits);
+    for (int64_t d = 0; d < value_lanes; d += 2 * kLanes) {
+      pack_values(direct, units, d);
+      const PackedValues source{words(packed)};
+      blocks.each([&]<int kVectors>(int64_t first) {
+        multiply_block<kVectors, 2>(slot, first, 0, count, source, d, out, ahead, lines);
+      });
+    }
   }
   void pack_values(const DirectValues<Dot>& direct, int64_t units, int64_t d) {
     float* out = packed;
@@ -194,32 +206,30 @@ struct Decoder {
     }
   }
   template <int kVectors, int kColumns, typename Values>
-  void multiply_block(int64_t slot, int64_t first, int64_t units, const Values& source, int64_t d, float* out,
-                      Ahead& ahead, int64_t lines) {
-    const uint32_t* p = words(scores_of(slot, first));
+  void multiply_block(int64_t slot, int64_t first, int64_t begin, int64_t count, const Values& source, int64_t d,
+                      float* out, Ahead& ahead, int64_t lines) {
+    constexpr int64_t kStride = kVectors * kLanes, kGroup = kChunk * Dot::kPack;
+    const uint32_t* p = words(scores_of(slot, first)) + begin / kGroup * kStride;
     for (int64_t r = 0; r < std::min<int64_t>(kVectors * kRows, args.rows() - first); r += kBlock) {
-      value_tile<Dot, kChunk, kBlock, kColumns>(p + r * kChunk, kVectors * kLanes, units / kChunk, source, d,
-                                                out + (first + r) * value_lanes, value_lanes, ahead, lines);
+      value_tile<Dot, kChunk, kBlock, kColumns>(p + r * kChunk, kStride, count / kGroup, source, d,
+                                                out + (first + r) * value_lanes, value_lanes, begin == 0, ahead,
+                                                lines);
     }
   }
-  void multiply_digits(int64_t slot, int64_t padded, const char* const* row, float* out) {
+  // The same for a whole leaf in digits.
+  void multiply_digits(int64_t slot, const char* const* row, int64_t count, int64_t slots, float* out, Ahead& ahead) {
     if constexpr (kInt8) {
       const Digits digits = digits_of(slot);
-      const int64_t groups = padded / kChunk / 4;
+      const int64_t groups = count / kChunk / 4;
+      const int64_t tiles = (args.rows() + kBlock - 1) / kBlock * value_lanes / (2 * kLanes);
+      const int64_t lines = share_of(ahead, slots * tiles * groups);
       for (int64_t r = 0; r < args.rows(); r += kBlock) {
         const int64_t first = r / kRows * kRows;
         const uint32_t* block = words(scores_of(slot, first)) + (r - first) * kChunk;
-        int32_t* sums = digit_sums + 2 * (slot * score_rows + r) * value_lanes;
-        for (int64_t i = 0; i < 2 * kBlock; ++i) {
-          std::fill_n(sums + i * value_lanes, value_lanes, digits.start[2 * r + i]);
-        }
         for (int64_t d = 0; d < value_lanes; d += 4 * kLanes) {
-          value_digits<kChunk, kBlock, 0>(block, groups, row, d, sums, 2 * value_lanes, value_lanes);
-          value_digits<kChunk, kBlock, 1>(block, groups, row, d, sums, 2 * value_lanes, value_lanes);
-        }
-        for (int64_t i = 0; i < kBlock; ++i) {
-          join_digits(sums + 2 * i * value_lanes, value_lanes, digits.factor[r + i], value_lanes,
-                      out + (r + i) * value_lanes);
+          value_digits<kChunk, kBlock, 0>(block, groups, row, d, digits.start + 2 * r, digit_sums, ahead, lines);
+          value_digits<kChunk, kBlock, 1>(block, groups, row, d, digits.start + 2 * r, digit_sums, ahead, lines);
+          join_digits<kBlock>(digit_sums, digits.factor + r, out + r * value_lanes + d, value_lanes);
         }
       }
     }
@@ -242,8 +252,9 @@ struct Decoder {
       }
       return {step, kv_head, std::min({pass_heads, args.num_kv_heads - kv_head, end - unit})};
     };
+    const bool ahead_values = !kInOrder && !args.values_are_keys;
     int64_t root = -1;
-    if (begin < end) keys_of(pass_at(begin)).fetch(kPassBytes / 64);
+    if (begin < end && !kInOrder) keys_of(pass_at(begin)).fetch(kPassBytes / 64);
     for (int64_t unit = begin; unit < end;) {
       const Pass pass = pass_at(unit);
       const Segment& segment = *segment_of(unit);
@@ -253,10 +264,10 @@ struct Decoder {
         make_states(segment.width);
       }
       unit += pass.count;
-      const Ahead next = unit < end ? keys_of(pass_at(unit)) : Ahead();
+      const Ahead next = unit < end && !kInOrder ? keys_of(pass_at(unit)) : Ahead();
       for (int64_t i = segment.begin; i < segment.end; ++i) {
         pass.step.sequence = index.order[i];
-        attend(pass, i - root, i == segment.begin && !args.values_are_keys ? values_of(pass) : Ahead(),
+        attend(pass, i - root, i == segment.begin && ahead_values ? values_of(pass) : Ahead(),
                i + 1 == segment.end ? next : Ahead());
       }
     }

@@ -71,25 +71,23 @@ inline void score_digits(const uint32_t* q, const int32_t* start, const float* f
   }
 }
 
-// acc[row][level][lane order of the unpacking] += digits * values for kBlock rows and 2 vectors out of 64 dims.
-//   digits [groups][2 levels][kLanes] words, row m at word m * kChunk; half says which 2 of the 4 vectors
+// out[row][level][4 vectors] = start[row][level] + digits * values for kBlock rows and 64 dims from d on, in the lane
+// order of the unpacking; half says which 2 of the 4 vectors. Every group of keys `ahead` fetches so many lines.
+//   digits [groups][2 levels][kLanes] words, row m at word m * kChunk
 template <int kChunk, int kBlock, int kHalf>
-inline void value_digits(const uint32_t* digits, int64_t groups, const char* const* rows, int64_t d, int32_t* out,
-                         int64_t row_stride, int64_t level_stride) {
+inline void value_digits(const uint32_t* digits, int64_t groups, const char* const* rows, int64_t d,
+                         const int32_t* start, int32_t* out, Ahead& ahead, int64_t lines) {
   Ints acc[kBlock][2][2];
-  const auto each = [&](auto&& visit) {
 #pragma GCC unroll 8
-    for (int m = 0; m < kBlock; ++m) {
+  for (int m = 0; m < kBlock; ++m) {
 #pragma GCC unroll 2
-      for (int level = 0; level < 2; ++level) {
-#pragma GCC unroll 2
-        for (int v = 0; v < 2; ++v)
-          visit(acc[m][level][v], out + m * row_stride + level * level_stride + d + (2 * kHalf + v) * kLanes);
-      }
+    for (int level = 0; level < 2; ++level) {
+      acc[m][level][0] = start[2 * m + level] - Ints{};
+      acc[m][level][1] = acc[m][level][0];
     }
-  };
-  each([](Ints& a, int32_t* p) { std::memcpy(&a, p, sizeof(a)); });
+  }
   for (int64_t g = 0; g < groups; ++g) {
+    ahead.fetch(lines);
 #pragma GCC unroll 16
     for (int c = 0; c < kChunk; ++c) {
       __m512i row[4];
@@ -114,21 +112,29 @@ inline void value_digits(const uint32_t* digits, int64_t groups, const char* con
       }
     }
   }
-  each([](Ints& a, int32_t* p) { std::memcpy(p, &a, sizeof(a)); });
+#pragma GCC unroll 8
+  for (int m = 0; m < kBlock; ++m) {
+#pragma GCC unroll 2
+    for (int level = 0; level < 2; ++level) {
+      std::memcpy(out + ((2 * m + level) * 4 + 2 * kHalf) * kLanes, acc[m][level], sizeof(acc[m][level]));
+    }
+  }
 }
 #endif
 
-// out[d] = factor * (256 high + low), in the order of dims: lane 4 b + i of vector v is dim 16 b + 4 v + i of 64.
-inline void join_digits(const int32_t* sums, int64_t level_stride, float factor, int64_t size, float* out) {
-  for (int64_t d = 0; d < size; d += 4 * kLanes) {
+// out[row][d] = factor[row] * (256 high + low) for the 64 dims of value_digits, in the order of dims: lane 4 b + i of
+// vector v is dim 16 b + 4 v + i.
+template <int kBlock>
+inline void join_digits(const int32_t* sums, const float* factor, float* out, int64_t out_stride) {
+  for (int m = 0; m < kBlock; ++m, sums += 8 * kLanes, out += out_stride) {
     for (int v = 0; v < 4; ++v) {
       Ints high, low;
-      std::memcpy(&high, sums + d + v * kLanes, sizeof(high));
-      std::memcpy(&low, sums + level_stride + d + v * kLanes, sizeof(low));
+      std::memcpy(&high, sums + v * kLanes, sizeof(high));
+      std::memcpy(&low, sums + (4 + v) * kLanes, sizeof(low));
       const Vector joined =
-          factor * (256.0f * __builtin_convertvector(high, Vector) + __builtin_convertvector(low, Vector));
+          factor[m] * (256.0f * __builtin_convertvector(high, Vector) + __builtin_convertvector(low, Vector));
       for (int b = 0; b < 4; ++b)
-        std::memcpy(out + d + 16 * b + 4 * v, reinterpret_cast<const float*>(&joined) + 4 * b, 16);
+        std::memcpy(out + 16 * b + 4 * v, reinterpret_cast<const float*>(&joined) + 4 * b, 16);
     }
   }
 }

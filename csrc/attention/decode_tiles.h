@@ -219,18 +219,20 @@ struct DirectValues {
 
 constexpr int kFetchUnits = 8;
 
-// out[m][d] = sum over units of probability[unit][row m] * value[unit][d] for kBlock rows and kVectors vectors of d.
-// Every kFetchUnits units `ahead` fetches so many lines.
+// out[m][d] += sum over units of probability[unit][row m] * value[unit][d] for kBlock rows and kVectors vectors of d;
+// with `fresh` out starts at zero. Every kFetchUnits units `ahead` fetches so many lines.
 //   probabilities [groups][stride words], row m at word m * kChunk, its kChunk units side by side
 template <typename Dot, int kChunk, int kBlock, int kVectors, typename Values>
 inline void value_tile(const uint32_t* probabilities, int64_t stride, int64_t groups, const Values& values, int64_t d,
-                       float* out, int64_t out_stride, Ahead& ahead, int64_t lines) {
+                       float* out, int64_t out_stride, bool fresh, Ahead& ahead, int64_t lines) {
   constexpr int64_t kFetchGroups = std::max(kFetchUnits / kChunk, 1);
   Vector acc[kBlock][kVectors];
 #pragma GCC unroll 16
   for (int m = 0; m < kBlock; ++m) {
 #pragma GCC unroll 8
-    for (int v = 0; v < kVectors; ++v) acc[m][v] = Vector{};
+    for (int v = 0; v < kVectors; ++v) {
+      acc[m][v] = fresh ? Vector{} : Float::load(out + m * out_stride + d + v * kLanes);
+    }
   }
   for (int64_t g = 0; g < groups; ++g) {
     if (g % kFetchGroups == 0) ahead.fetch(lines);
