@@ -3,11 +3,13 @@
 The floor of a call is max(bytes / read bandwidth, FLOPs / peak). Both limits are measured in turns with the call
 itself, by a sum over 128 MiB and by a matrix product: a disturbance of the machine then hits all of them alike.
 
-The heads of a leaf are computed together, in blocks of 32 positions in the order of addresses: reads in that order
-reach the bandwidth of a sum, reads head by head 60 to 75 % of it. Against one head after the other (both orders in
-turns) GQA in bf16 went from 54..60 to 62..64 % of the bandwidth, and int8, with integer products, from 0.54x to 1.4x of
-bf16; MQA fell from 53 to 49 % of the peak and K = V from 73 to 67 %. Longer blocks where there is one head (128 and 256
-positions) did not bring that back, and cost the group of 16 a third.
+Reading. Several heads of a leaf are computed together. With four and more query rows the values are fetched while the
+scores are computed, and the keys of the next leaf while the values are added, in the order of addresses; fetching only
+the block of 32 positions that follows left the values of a single head to chance, which had cost MQA 53 -> 49 % of the
+peak and K = V 73 -> 67 %. With one or two rows, where a key is read by whole vectors, walking the positions in order
+without any fetching is faster (1.95 -> 1.5 times the bytes); with four rows it is slower (1.9 -> 2.7 times). Copies of
+these access patterns without arithmetic reach 70 to 80 % of the bandwidth of a sum in 4 KB pages and all of it in 2 MB
+pages: the walks of the page table are what keeps GQA from its goal.
 """
 
 from __future__ import annotations
@@ -193,6 +195,40 @@ def four_queries() -> harness.Figure:
     many = q.repeat(1, 4, 1, 1)
     times = harness.compare({"1": lambda: decode_attention(q, k, v), "4": lambda: decode_attention(many, k, v)})
     return times.figure("4", "1")
+
+
+def shared_prefix(sequences: int, length: int) -> harness.Figure:
+    """Time over the floor with the prefix counted once, for sequences whose block tables are equal."""
+    one = Shape(1, 32, 8, 128, length)
+    q, (_, k, v) = Shape(sequences, 32, 8, 128, 1).tensors()[0], one.tensors()
+    pages = [x.view(-1, 64, 8, 128) for x in (k, v)]
+    table = torch.arange(length // 64).expand(sequences, -1).contiguous()
+    matrix, block = torch.randn(MATRIX, MATRIX).bfloat16(), torch.ones(READ)
+    times = harness.compare(
+        {
+            "ours": lambda: decode_attention(q, *pages, block_table=table),
+            "one sequence": lambda: decode_attention(q[:1], *pages, block_table=table[:1]),
+            "product": lambda: matrix @ matrix,
+            "read": lambda: block.sum(),
+        },
+        max_seconds=12,
+    )
+    compute = [sequences * one.flops(length) / (2 * MATRIX**3) / r for r in times.ratios("ours", "product")]
+    memory = [one.bytes(length) / (4 * READ) / r for r in times.ratios("ours", "read")]
+    over = sorted(1 / max(pair) for pair in zip(compute, memory))
+    low, high = middle_half(over)
+    detail = f"{low:.2f} .. {high:.2f}; {times.ratio('ours', 'one sequence'):.2f} times one sequence"
+    return harness.Figure(over[len(over) // 2], detail)
+
+
+@harness.goal(CAPABILITY, "prefix of 16384 shared by 2 sequences, GQA (32, 8, 128), over its bytes", at_most=1.2)
+def prefix_of_two() -> harness.Figure:
+    return shared_prefix(2, 16384)
+
+
+@harness.goal(CAPABILITY, "prefix of 8192 shared by 8 sequences, GQA (32, 8, 128), over its floor", at_most=1.2)
+def prefix_of_eight() -> harness.Figure:
+    return shared_prefix(8, 8192)
 
 
 @harness.goal(CAPABILITY, "int8 cache against bf16, GQA (8, 32, 8, 128, 4096)", at_least=1.7)

@@ -36,6 +36,8 @@ def decode_attention(
 
     The Q queries of a sequence stand at its last Q cache positions, and see all positions up to their own. G =
     Hq / Hkv query heads share a key/value head, whose rows are read once for all of them and for all queries.
+    Whole runs of 256 positions that several sequences begin with and have in the same memory (equal leading entries of
+    the block table, as ``PagedKVCache.fork`` leaves them, or a cache expanded over the batch) are read once on the CPU.
     The bits of a result depend on its own sequence alone: not on the batch, the threads or the layout in blocks.
     With int8 caches, bfloat16 queries and dimensions that are multiples of 64, queries and probabilities are rounded to
     integers of 2^-16 of their row's largest (on processors with AVX-512 VNNI); the caches themselves are read exactly.

@@ -150,7 +150,7 @@ class PagedKVCache:
         self._blocks[sequence], self._lengths[sequence] = [], 0
 
     def fork(self, parent: Hashable, child: Hashable) -> None:
-        """Start ``child`` as a copy of ``parent`` that shares its blocks."""
+        """Start ``child`` as a copy of ``parent`` that shares its blocks, which ``attend`` then reads once for both."""
         self._known("fork", parent)
         self.add(child)
         self._blocks[child] = list(self._blocks[parent])

@@ -21,8 +21,8 @@
 //
 #include "attention/decode_softmax.h"
 
-constexpr int64_t kScoreWords = 16 * 1024;     // scores of one pass over the kv heads of a leaf: half of an L1 cache
-constexpr int64_t kPassBytes = 256 * 1024;     // keys and values of one pass: half of the smallest L2 cache
+constexpr int64_t kScoreWords = 16 * 1024;  // scores of one pass over the kv heads of a leaf: half of an L1 cache
+constexpr int64_t kPassBytes = 256 * 1024;  // keys and values of one pass: half of the smallest L2 cache
 
 template <typename Dot, int kRows>
 struct Decoder {
@@ -34,7 +34,7 @@ struct Decoder {
   // One or two rows read whole vectors of a key: then the order of positions serves the processor's own prefetcher.
   static constexpr bool kInOrder = kRows <= 2 && !kInt8 && kLanes == 16;
   static constexpr int64_t kKeyBlock = kInOrder ? kTileKeys<kRows> : kLeafPadding;  // keys of a head taken in turn
-  static constexpr int64_t kValueBlock = std::max(16, Dot::kPack * kChunk);
+  static constexpr int64_t kValueBlock = std::max(16, Dot::kPack* kChunk);
 
   const DecodeArgs& args;
   const LeafIndex& index;
@@ -55,8 +55,7 @@ struct Decoder {
   float* const packed = arena.take(kLeafKeys * 2 * kLanes);
   float* const digit_factor = arena.take(round_up(pass_heads * score_rows, kLanes));
   int32_t* const digit_start = reinterpret_cast<int32_t*>(arena.take(round_up(2 * pass_heads * score_rows, kLanes)));
-  int32_t* const digit_sums =
-      reinterpret_cast<int32_t*>(arena.take(kInt8 ? 8 * kLanes * kBlock : 0));
+  int32_t* const digit_sums = reinterpret_cast<int32_t*>(arena.take(kInt8 ? 8 * kLanes * kBlock : 0));
   float* const leaf_memory = arena.take(pass_heads * partial_size);
   float* const keys = arena.take(kKeyBlock * key_stride);
   float* const values = arena.take(direct_values ? 0 : kLeafKeys * value_stride);
@@ -212,8 +211,7 @@ struct Decoder {
     const uint32_t* p = words(scores_of(slot, first)) + begin / kGroup * kStride;
     for (int64_t r = 0; r < std::min<int64_t>(kVectors * kRows, args.rows() - first); r += kBlock) {
       value_tile<Dot, kChunk, kBlock, kColumns>(p + r * kChunk, kStride, count / kGroup, source, d,
-                                                out + (first + r) * value_lanes, value_lanes, begin == 0, ahead,
-                                                lines);
+                                                out + (first + r) * value_lanes, value_lanes, begin == 0, ahead, lines);
     }
   }
   // The same for a whole leaf in digits.

@@ -30,7 +30,8 @@ void check_lengths(const DecodeArgs& args) {
 std::vector<int64_t> cut_shares(const DecodeArgs& args, const LeafIndex& index) {
   const double keys = static_cast<double>(index.cost() * kLeafKeys);
   const double dims = static_cast<double>(args.key_dim + args.value_dim);
-  const double per_key = std::max(size_of(args.cache_type) / kBytesPerNanosecond, 2 * args.rows() / kFlopsPerNanosecond);
+  const double per_key =
+      std::max(size_of(args.cache_type) / kBytesPerNanosecond, 2 * args.rows() / kFlopsPerNanosecond);
   const int64_t most = std::clamp<int64_t>(index.num_units(), 1, torch::stable::get_num_threads());
   const int64_t shares = std::clamp<int64_t>(static_cast<int64_t>(keys * dims * per_key / kShareNanoseconds), 1, most);
   std::vector<int64_t> cuts(shares + 1, 0);

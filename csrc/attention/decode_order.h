@@ -25,14 +25,19 @@ struct Segment {
 // inner nodes are segments of several sequences; the line is the tree in depth-first order.
 class LeafIndex {
  public:
-  std::vector<int64_t> order;                       // sequences, those that share leaves side by side
-  std::vector<int64_t> first_leaf, num_leaves;      // [batch]: the leaves that any row of a sequence sees
-  std::vector<int64_t> first_number, last_number;   // [batch]: where the leaves of a sequence begin and end in the line
-  std::vector<Segment> segments;                    // ends with the end of the line
+  std::vector<int64_t> order;                      // sequences, those that share leaves side by side
+  std::vector<int64_t> first_leaf, num_leaves;     // [batch]: the leaves that any row of a sequence sees
+  std::vector<int64_t> first_number, last_number;  // [batch]: where the leaves of a sequence begin and end in the line
+  std::vector<Segment> segments;                   // ends with the end of the line
 
   explicit LeafIndex(const DecodeArgs& args)
-      : order(args.batch), first_leaf(args.batch), num_leaves(args.batch), first_number(args.batch, -1),
-        last_number(args.batch, -1), shared_(args.batch, 0), heads_(args.num_kv_heads) {
+      : order(args.batch),
+        first_leaf(args.batch),
+        num_leaves(args.batch),
+        first_number(args.batch, -1),
+        last_number(args.batch, -1),
+        shared_(args.batch, 0),
+        heads_(args.num_kv_heads) {
     for (int64_t b = 0; b < args.batch; ++b) {
       const int64_t end = args.last(b, args.rows() - 1);
       first_leaf[b] = std::min(args.first(b, 0), end) / kLeafKeys;

@@ -45,7 +45,9 @@ class Queries {
                                              first * blocks_.key_words * kLevels);
   }
   const float* factor(int64_t member, int64_t kv_head) const { return factor_ + at(member, kv_head) * blocks_.rows; }
-  const int32_t* start(int64_t member, int64_t kv_head) const { return start_ + at(member, kv_head) * blocks_.rows * 2; }
+  const int32_t* start(int64_t member, int64_t kv_head) const {
+    return start_ + at(member, kv_head) * blocks_.rows * 2;
+  }
 
   // Packs the queries of the given sequences.
   void pack(const int64_t* sequences, int64_t count) {
