@@ -65,7 +65,7 @@ def attention_forward(
         if visible is not None:
             chosen = {"scale": options.get("scaling"), "softcap": options.get("softcap"), "sinks": options.get("s_aux")}
             return _decode(query, key, value, visible, chosen), None
-    eager = sys.modules[type(module).__module__].eager_attention_forward  # type: ignore[attr-defined]
+    eager = sys.modules[type(module).__module__].eager_attention_forward
     return eager(module, query, key, value, attention_mask, **options)
 
 
@@ -126,13 +126,14 @@ def _table(visible: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @functools.cache
-def _falcon_layer() -> type:
+def _falcon_layer() -> Any:
     """Falcon's attention layer, which decodes by ``decode_attention``."""
     from transformers.models.falcon.modeling_falcon import FalconAttention, apply_rotary_pos_emb
 
     class GossamerFalconAttention(FalconAttention):
-        def forward(self, hidden_states: Tensor, alibi: Any, attention_mask: Tensor, **options: Any) -> Any:
-            cache, weight = options.get("layer_past"), self.query_key_value.weight
+        def forward(self, hidden_states: Any, alibi: Any, attention_mask: Any, **options: Any) -> Any:  # type: ignore[override]
+            cache: Any = options.get("layer_past")
+            weight = self.query_key_value.weight
             trains = torch.is_grad_enabled() and weight.requires_grad
             short = cache is not None and hidden_states.shape[1] <= MAX_QUERIES
             if trains or not short or alibi is not None or options.get("output_attentions"):
