@@ -1,4 +1,4 @@
-"""DRew layers (operator drew_gcn) against the same model written the way the paper's code does it."""
+"""DRew layers (operators drew_gcn and gated_sum) against the same model written the way the paper's code does it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor, nn
 
-from gossamer.graph import CSR, DRew, k_hop, k_hop_pairs
+from gossamer.graph import CSR, DRew, gated_sum, k_hop, k_hop_pairs
 
 import graphs
 import harness
@@ -65,6 +65,39 @@ def train_step() -> harness.Figure:
     flops = 3 * NUM_LAYERS * (NUM_LAYERS + 1) * inputs()[0].shape[0] * CHANNELS**2
     floor = flops / harness.peak_flops()
     return times.figure("paper", "ours", f"the matrix products alone take {floor:.3f} s at peak, for both")
+
+
+@lru_cache
+def gates() -> tuple[CSR, list[Tensor]]:
+    """Shell 5 of the molecules, and query, key and value."""
+    shell, generator = inputs()[1][4], torch.Generator().manual_seed(1)
+    return shell, [torch.randn(shell.num_nodes, CHANNELS, generator=generator).requires_grad_() for _ in range(3)]
+
+
+def our_gates() -> list[Tensor]:
+    shell, (query, key, value) = gates()
+    out = gated_sum(shell, query, key, value)
+    return [out, *torch.autograd.grad(out.sum(), (query, key, value))]
+
+
+def gates_per_edge() -> list[Tensor]:
+    """The way of the paper's code: a row per edge for gates and values."""
+    shell, (query, key, value) = gates()
+    rows, cols = shell._rows, shell.col
+    gate = (query.index_select(0, rows) + key.index_select(0, cols)).sigmoid()
+    weighed = gate * value.index_select(0, cols)
+    numerator, denominator = (torch.zeros_like(query).index_add(0, rows, v) for v in (weighed, gate))
+    out = numerator / (denominator + 1e-6)
+    return [out, *torch.autograd.grad(out.sum(), (query, key, value))]
+
+
+@harness.goal(CAPABILITY, "gated_sum, forward + backward, shell 5, F=64, against a row per edge", at_least=3.0)
+def gated() -> harness.Figure:
+    for a, b in zip(our_gates(), gates_per_edge()):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+    times = harness.compare({"ours": our_gates, "per edge": gates_per_edge})
+    shell = gates()[0]
+    return times.figure("per edge", "ours", f"{shell.num_nodes} nodes, {shell.num_edges} edges")
 
 
 @lru_cache

@@ -48,6 +48,12 @@ STABLE_TORCH_LIBRARY(gossamer, m) {
       "sddmm(Tensor a, Tensor b, Tensor rowptr, Tensor col, Tensor? edge_ids, Tensor? row_scale, Tensor? col_scale, "
       "float factor, Tensor? rowptr_t=None, Tensor? col_t=None, Tensor? edge_ids_t=None) -> Tensor");
   m.def(
+      "gated_sum(Tensor query, Tensor key, Tensor value, Tensor rowptr, Tensor col, float eps, Tensor? rowptr_t=None, "
+      "Tensor? col_t=None) -> (Tensor, Tensor)");
+  m.def(
+      "gated_sum_backward(Tensor grad, Tensor out, Tensor norm, Tensor query, Tensor key, Tensor value, Tensor rowptr, "
+      "Tensor col, Tensor rowptr_t, Tensor col_t) -> (Tensor, Tensor, Tensor)");
+  m.def(
       "extremum(Tensor x, Tensor rowptr, Tensor col, Tensor? weight, bool minimum, Tensor? rowptr_t, Tensor? col_t, "
       "Tensor? edge_ids_t) -> (Tensor, Tensor)");
   m.def(

@@ -21,6 +21,7 @@ from gossamer.graph.forward_gnn import (
     train_greedily,
     train_together,
 )
+from gossamer.graph.gated_sum import gated_sum
 from gossamer.graph.grouping import group_and_slice
 from gossamer.graph.hetero import HeteroCSR, hetero_ppr_neighbors, hetero_walk_neighbors
 from gossamer.graph.hop_graph import DRewLayer, HopGraph
@@ -57,7 +58,7 @@ from gossamer.graph.temporal import TemporalEncoder, TemporalSAGE, long_term_los
 
 __all__ = [
     "CSR", "CompressedCSR", "chunk_order", "halo", "partition", "Dataset", "load_dataset",
-    "aggregate", "gcn_aggregate", "node_dropout", "relu_dropout",
+    "aggregate", "gcn_aggregate", "gated_sum", "node_dropout", "relu_dropout",
     "GraphLayer", "GraphSequential", "GCNConv", "SAGEConv", "GCN2Conv", "ResidualBlock", "KeepInitial",
     "ForgetInitial", "NodeDropout", "ReLUDropout",
     "GCN", "GraphSAGE", "GCNII", "ResGCN",

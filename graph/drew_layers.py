@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from gossamer.graph.aggregate import Propagation, aggregate, gcn_aggregate, propagate
 from gossamer.graph.csr import CSR
+from gossamer.graph.gated_sum import gated_sum
 
 __all__ = ["DRewGCNConv", "DRewGINConv", "DRewGatedGCNConv"]
 
@@ -234,15 +235,12 @@ class DRewGatedGCNConv(_DRewConv):
         check_edge_attr(self, shells, edge_attr)
         total, query = self.own(states[-1]), self.gate(states[-1])
         for hop in hops:
-            rows, cols = hop.shell._rows, hop.shell.col
             key, value = self.keys[hop.number](hop.state), self.values[hop.number](hop.state)
-            logits = query.index_select(0, rows) + key.index_select(0, cols)  # [num_edges, channels]
             if hop.k == 1 and self.bond is not None:
-                logits = logits + self.bond(edge_attr)
-            gates = logits.sigmoid()
-            weighed = gates * value.index_select(0, cols)
-            numerator, denominator = (torch.zeros_like(query).index_add(0, rows, v) for v in (weighed, gates))
-            total = total + hop.weighed(numerator / (denominator + 1e-6))
+                message = _gated_by_bonds(hop.shell, query, key, value, self.bond(edge_attr))
+            else:
+                message = gated_sum(hop.shell, query, key, value)
+            total = total + hop.weighed(message)
         return states[-1] + F.dropout(self.norm(total).relu(), self.dropout, self.training)
 
 
@@ -262,6 +260,15 @@ def check_edge_attr(conv: Any, shells: Sequence[CSR], edge_attr: Tensor | None) 
         low, high = edge_attr.aminmax()
         if low < 0 or high >= types:
             raise ValueError(f"{name}: edge_attr must be in [0, {types}), got {int(low)} to {int(high)}")
+
+
+def _gated_by_bonds(shell: CSR, query: Tensor, key: Tensor, value: Tensor, bond: Tensor) -> Tensor:
+    """gated_sum with bond [num_edges, channels] added to the logits: the bonds of shell 1 are few."""
+    rows, cols = shell._rows, shell.col
+    gates = (query.index_select(0, rows) + key.index_select(0, cols) + bond).sigmoid()
+    weighed = gates * value.index_select(0, cols)
+    numerator, denominator = (torch.zeros_like(query).index_add(0, rows, v) for v in (weighed, gates))
+    return numerator / (denominator + 1e-6)
 
 
 def _normalized_sum(shell: CSR, x: Tensor) -> Tensor:

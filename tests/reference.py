@@ -397,3 +397,12 @@ def drew_gcn(x, adjacencies, hops, num_layers, weight, gamma, beta, hop_weight, 
         out = states[-1] + total
         states.append(out / out.norm(dim=1, keepdim=True).clamp(min=1e-12) if l2_norm else out)
     return states[-1]
+
+
+def gated_sum(rowptr: Tensor, col: Tensor, query: Tensor, key: Tensor, value: Tensor, eps: float) -> Tensor:
+    rows = []
+    for i, (begin, end) in enumerate(zip(rowptr.tolist()[:-1], rowptr.tolist()[1:])):
+        sources = col[begin:end].long()
+        gates = (query[i].double() + key[sources].double()).sigmoid()
+        rows.append((gates * value[sources].double()).sum(0) / (gates.sum(0) + eps))
+    return torch.stack(rows) if rows else query.double()
