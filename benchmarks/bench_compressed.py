@@ -34,12 +34,18 @@ def compressed() -> CompressedCSR:
     return CompressedCSR.from_csr(rmat(18))
 
 
-@harness.goal(CAPABILITY, f"uncompressed graph, {GRAPH}: columns of int32", at_most=4.2, unit="bytes/edge")
+@harness.goal(
+    CAPABILITY, f"uncompressed graph, {GRAPH}: columns of int32 and row pointers", at_most=4.2, unit="bytes/edge"
+)
 def bytes_per_edge() -> harness.Figure:
+    """Short by the row pointers, int64 by the contract of CSR: 8 bytes per node, where a node has 15 edges.
+
+    Reckoned: int32 row pointers would make it 4.27, 16 bits per row above one base per 64 rows 4.14.
+    """
     graph = rmat(18)
-    col, rowptr = graph.col.numel() * graph.col.element_size(), 8 * graph.rowptr.numel()
-    detail = f"and {rowptr / graph.num_nodes:.1f} bytes per node: {(col + rowptr) / graph.num_edges:.2f} in all"
-    return harness.Figure(col / graph.num_edges, detail)
+    col, rowptr = (tensor.numel() * tensor.element_size() for tensor in (graph.col, graph.rowptr))
+    detail = f"columns {col / graph.num_edges:.2f}, row pointers {rowptr / graph.num_edges:.2f}"
+    return harness.Figure((col + rowptr) / graph.num_edges, detail)
 
 
 @harness.goal(CAPABILITY, f"CompressedCSR, {GRAPH}: all of it", at_most=2.0, unit="bytes/edge")
