@@ -3,10 +3,10 @@
 pyg-lib, the sampler behind PyG's loaders, is not on PyPI and has no row.
 
 Weighted sampling takes 1.8 to 2.0 times as long as uniform sampling: it misses the cache twice per edge, in the alias
-table (8 bytes per edge) and in the columns. In a profile, half of the samples in its loop stand at these two reads and
-at the request for the first. What did not move the ratio: 2 MB pages for the table (1.87 to 1.95), asking two rows ahead
-instead of four (1.86 to 1.98), asking for the column together with the table entry (1.93). A table that holds the
-columns too would miss once, and take 16 bytes per edge.
+table (8 bytes per edge) and in the columns. In a profile, half of the samples in its loop stand at these two reads
+and at the request for the first. What did not move the ratio: 2 MB pages for the table (1.87 to 1.95), asking two
+rows ahead instead of four (1.86 to 1.98), asking for the column together with the table entry (1.93). A table that
+holds the columns too would miss once, and take 16 bytes per edge.
 """
 
 from __future__ import annotations
