@@ -31,6 +31,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import onnx_model
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -187,6 +188,46 @@ def mqa_fp32_fold() -> harness.Figure:
 @harness.goal(CAPABILITY, "GQA fp32 (8, 32, 8, 128, 4096) against fold", at_least=1.5)
 def gqa_fp32_fold() -> harness.Figure:
     return against_rewrites(float32(GQA), ("fold",))
+
+
+def against_onnxruntime(shape: Shape) -> harness.Figure:
+    """Time of onnxruntime over ours, float32; it also writes the new position into the cache, in place."""
+    try:
+        import onnxruntime
+    except ImportError:
+        raise harness.NotHere("needs onnxruntime") from None
+    q, k, v = shape.tensors()
+    feeds = {name: x[:, -1:].flatten(2).contiguous() for name, x in (("query", q), ("key", k), ("value", v))}
+    feeds |= {f"past_{name}": x.transpose(1, 2).contiguous() for name, x in (("key", k), ("value", v))}
+    lengths = {"seqlens_k": torch.full((shape.batch,), shape.length - 1), "total": torch.tensor([shape.length])}
+    feeds |= {name: x.int() for name, x in lengths.items()}
+    found = torch.empty_like(q)
+    results = {"out": found.flatten(2), "present_key": feeds["past_key"], "present_value": feeds["past_value"]}
+    outputs = dict.fromkeys(results, onnx_model.FLOAT)
+    kinds = {name: onnx_model.INT32 if name in lengths else onnx_model.FLOAT for name in feeds}
+    heads = {"num_heads": shape.heads, "kv_num_heads": shape.kv_heads}
+    model = onnx_model.single_node("GroupQueryAttention", "com.microsoft", kinds, outputs, heads)
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    binding = session.io_binding()
+    for bind, tensors in ((binding.bind_input, feeds), (binding.bind_output, results)):
+        for name, x in tensors.items():
+            bind(name, "cpu", 0, x.numpy().dtype.type, tuple(x.shape), x.data_ptr())
+    session.run_with_iobinding(binding)
+    torch.testing.assert_close(found, decode_attention(q, k, v), rtol=1e-3, atol=1e-3)
+    calls = {"ours": lambda: decode_attention(q, k, v), "onnxruntime": lambda: session.run_with_iobinding(binding)}
+    return harness.compare(calls, max_seconds=12).figure("onnxruntime", "ours")
+
+
+@harness.goal(CAPABILITY, "MQA fp32 (1, 32, 1, 128, 32768) against onnxruntime's GroupQueryAttention", at_least=5)
+def mqa_onnxruntime() -> harness.Figure:
+    return against_onnxruntime(float32(MQA))
+
+
+@harness.goal(CAPABILITY, "GQA fp32 (8, 32, 8, 128, 4096) against onnxruntime's GroupQueryAttention", at_least=1.8)
+def gqa_onnxruntime() -> harness.Figure:
+    return against_onnxruntime(float32(GQA))
 
 
 @harness.goal(CAPABILITY, "K = V, 64 heads, D 512, sinks, 4096 positions, of the peak", at_least=75, unit="%")
