@@ -15,7 +15,7 @@ from gossamer import distributed
 
 import harness
 import reproduce_gnnpipe
-from pipeline_job import Spec, build, launched, load, watch_gradients
+from pipeline_job import Spec, build, largest_error, launched, load, watch_gradients
 
 sys.path.append(str(Path(__file__).resolve().parent.parent / "tests"))
 from mixed_forward import mixed_loss
@@ -51,13 +51,6 @@ def emulation(num_workers: int) -> harness.Figure:
     gradients = largest_error(together["gradients"], alone["gradients"])
     detail = f"loss {losses:.2g}, gradients {gradients:.2g}; {together['backend']}, gloo, 8-layer GCNII, dropout 0.5"
     return harness.Figure(max(losses, gradients), detail)
-
-
-def largest_error(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> float:
-    """max over parameters of |found - expected| / |expected|."""
-    if found.keys() != expected.keys():
-        raise RuntimeError(f"gradients of other parameters: {sorted(found.keys() ^ expected.keys())}")
-    return max(float((found[name] - value).norm() / value.norm()) for name, value in expected.items())
 
 
 @harness.goal(CAPABILITY, "2 processes against the one-process emulation: losses, gradients", at_most=1e-5, unit="")

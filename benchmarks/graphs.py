@@ -7,7 +7,7 @@ import torch
 
 from gossamer.graph import CSR
 
-__all__ = ["peptides", "random_graph", "rmat"]
+__all__ = ["block_graph", "peptides", "random_graph", "rmat"]
 
 
 def peptides(num_graphs: int = 200, seed: int = 0) -> CSR:
@@ -34,6 +34,17 @@ def rmat(scale: int, num_edges: int, seed: int = 0) -> CSR:
     edges = numpy.unique(numpy.sort(edges[:, edges[0] != edges[1]], 0), axis=1)
     keep = rng.permutation(edges.shape[1])[: num_edges // 2]
     return _undirected(edges[:, keep], 2**scale)
+
+
+def block_graph(num_nodes: int, num_edges: int, num_blocks: int, between: float, seed: int = 0) -> CSR:
+    """About num_edges directed edges, both ways, no loops; a share ``between`` joins nodes of any two blocks, the rest
+    nodes of one block (a stochastic block model)."""
+    rng = numpy.random.default_rng(seed)
+    source = rng.integers(0, num_nodes, num_edges // 2)
+    within = source % num_blocks + num_blocks * rng.integers(0, num_nodes // num_blocks, len(source))
+    target = numpy.where(rng.random(len(source)) < between, rng.integers(0, num_nodes, len(source)), within)
+    edges = numpy.sort(numpy.stack([source, target]), 0)
+    return _undirected(numpy.unique(edges[:, source != target], axis=1), num_nodes)
 
 
 def random_graph(seed: int) -> tuple[torch.Tensor, int]:

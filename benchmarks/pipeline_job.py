@@ -41,6 +41,7 @@ class Spec:
     evaluate_every: int = 0
     seed: int = 0
     gradients: bool = False
+    double: bool = False
     config: dict[str, Any] = field(default_factory=dict)
     output: str = ""
 
@@ -72,6 +73,8 @@ def run(spec: Spec) -> dict[str, Any]:
     device = distributed.init_distributed("cpu")
     structure, data, num_classes = load(spec)
     model = build(spec, data["features"].shape[1], num_classes)
+    if spec.double:
+        model, data["features"] = model.double(), data["features"].double()
     engine = distributed.initialize(model, structure, **data, config=spec.config, device=device)
     gradients = watch_gradients(engine) if spec.gradients else {}
     reports, evaluations = [], []
@@ -80,9 +83,9 @@ def run(spec: Spec) -> dict[str, Any]:
         if spec.evaluate_every and engine.epoch % spec.evaluate_every == 0:
             evaluations.append(asdict(engine.evaluate()) | {"epoch": engine.epoch})
     if spec.gradients:
-        torch.save(gradients, f"{spec.output}.{engine.stage}.pt")
+        torch.save(gradients, f"{spec.output}.{engine.rank}.pt")
     return {
-        "rank": engine.stage,
+        "rank": engine.rank,
         "losses": [report.loss for report in reports],
         "seconds": [report.seconds for report in reports],
         "counters": engine.counters.as_dict(),
@@ -94,16 +97,32 @@ def run(spec: Spec) -> dict[str, Any]:
 
 
 def watch_gradients(engine: distributed.PipelineEngine) -> dict[str, torch.Tensor]:
-    """A dictionary that holds this stage's gradients of the last epoch, by parameter name."""
+    """A dictionary that holds this stage's gradients of the last epoch, by parameter name.
+
+    Where several ways share the stage they are the sum, and the backend must be torch.
+    """
     backend, seen = engine._worker.backend, {}
     step = backend.step
 
-    def look_and_step() -> None:
+    def look(*_: Any) -> None:
         seen.update({name: p.grad.clone() for name, p in engine.module.named_parameters() if p.grad is not None})
+
+    def look_and_step() -> None:
+        look()
         step()
 
-    backend.step = look_and_step
+    if engine.num_ways > 1:
+        backend._optimizer.register_step_pre_hook(look)
+    else:
+        backend.step = look_and_step
     return seen
+
+
+def largest_error(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> float:
+    """max over parameters of |found - expected| / |expected|."""
+    if found.keys() != expected.keys():
+        raise RuntimeError(f"gradients of other parameters: {sorted(found.keys() ^ expected.keys())}")
+    return max(float((found[name] - value).norm() / value.norm()) for name, value in expected.items())
 
 
 def launched(spec: Spec, num_workers: int) -> dict[str, Any]:
