@@ -260,10 +260,13 @@ def _experts(config: SparseTransformerConfig, table: Tensor | None) -> MoE:
             config.d_model, num_experts, config.top_k, capacity_factor=config.capacity_factor,
             balance_weight=config.balance_weight,
         )  # fmt: skip
-    return MoE(
+    experts = MoE(
         config.d_model, config.d_ff // config.num_hashes, num_experts, router, activation=config.activation,
         num_shared_experts=config.num_shared_experts,
     )  # fmt: skip
+    with torch.no_grad():
+        experts.w_out.mul_(config.num_hashes**-0.5)  # the segments of MultiHash together start as one layer of d_ff
+    return experts
 
 
 class _TopKRouter(TopKRouter):
