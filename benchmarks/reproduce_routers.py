@@ -303,8 +303,7 @@ drops what is beyond 1.25 times the mean load, here too.
 
 What was reduced: model, text and steps, to minutes on one core. That balance follows the weights of the losses is
 repeated here; that it also lowers the perplexity is not: with so few words to learn from, gating without a loss is
-ahead.
-Routers and settings that are missing have not been run; the command below runs them.
+ahead, and the fixed hash tables are ahead of every learned router.
 
 Balance is counted on words of the text that was trained on, without noise, before any route is dropped.
 
