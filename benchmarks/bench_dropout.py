@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gossamer.graph import node_dropout, relu_dropout
+from gossamer.graph import dequantize_rows, node_dropout, quantize_rows, relu_dropout
 
 import harness
 
@@ -47,6 +47,27 @@ def node_dropout_step() -> harness.Figure:
 @harness.goal("Dropout", "relu_dropout, forward and backward, [65536, 64] fp32, against torch", at_least=1.0)
 def relu_dropout_step() -> harness.Figure:
     return against_torch(lambda x: relu_dropout(x, P, seed=1), lambda x: F.dropout(F.relu(x), P))
+
+
+def torch_quantize(x: Tensor) -> tuple[Tensor, Tensor]:
+    scale = x.abs().amax(1, keepdim=True) / 127
+    return torch.floor(x / scale + torch.rand_like(x)).clamp(-127, 127).to(torch.int8), scale
+
+
+@harness.goal("Dropout", "quantize_rows to 8 bits and back, [65536, 64] fp32, against torch", at_least=1.0)
+def quantize_rows_step() -> harness.Figure:
+    x = leaf().detach()
+
+    def ours() -> Tensor:
+        return dequantize_rows(*quantize_rows(x, 8, seed=1), WIDTH, 8)
+
+    def theirs() -> Tensor:
+        codes, scale = torch_quantize(x)
+        return codes * scale
+
+    times = harness.compare({"ours": ours, "torch": theirs})
+    floor = (2 * x.numel() * 4 + 2 * x.numel()) / harness.bandwidth()
+    return times.figure("torch", "ours", f"{100 * floor / times['ours'].median:.0f} % of the byte floor")
 
 
 if __name__ == "__main__":

@@ -28,12 +28,12 @@ class Experiment:
     num_splits: int
     note: str
 
-    def runs(self, num_workers: int) -> list[dict[str, Any]]:
-        """Train ``num_runs`` times; one worker trains on the full graph."""
+    def runs(self, num_workers: int, **section: Any) -> list[dict[str, Any]]:
+        """Train ``num_runs`` times, with more options of the engine; one worker trains on the full graph."""
         gossamer = {"num_chunks": 1} if num_workers == 1 else {"num_chunks": 8, "refresh_period": 23}
         results = []
         for seed in range(self.num_runs):
-            config = self.spec.config | {"gossamer": gossamer | {"seed": seed}}
+            config = self.spec.config | {"gossamer": gossamer | section | {"seed": seed}}
             spec = replace(self.spec, seed=seed, split=seed % self.num_splits, config=config)
             results.append(launched(spec, num_workers))
             best = best_evaluation(results[-1])

@@ -62,10 +62,12 @@ STABLE_TORCH_LIBRARY(gossamer, m) {
   m.def("extremum_backward_weight(Tensor grad, Tensor arg, Tensor x, Tensor rowptr, Tensor col) -> Tensor");
   m.def("stable_order(Tensor keys, int num_keys) -> (Tensor, Tensor)");
 
-  // elementwise: dropout keyed by (seed, step, node id, feature)
+  // elementwise: dropout and rounding keyed by (seed, step, row, feature)
   m.def("node_dropout(Tensor x, float p, int seed, int step, Tensor? node_ids, int first_row) -> Tensor");
   m.def("relu_dropout(Tensor x, float p, int seed, int step, Tensor? node_ids, int first_row) -> Tensor");
   m.def("relu_dropout_backward(Tensor grad, Tensor out, float p) -> Tensor");
+  m.def("quantize_rows(Tensor x, int bits, int seed, int step) -> (Tensor codes, Tensor scale)");
+  m.def("dequantize_rows(Tensor codes, Tensor scale, int num_features, int bits, ScalarType dtype) -> Tensor");
 
   // sampling: neighbourhoods of seeds
   m.def("alias_table(Tensor rowptr, Tensor weight) -> Tensor");

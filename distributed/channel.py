@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from gossamer.distributed.codec import RowCodec
 from gossamer.distributed.counters import Counters
 from gossamer.distributed.grid import Grid
 
@@ -42,21 +43,25 @@ class Channel:
 
     Sends return at once. Receives are posted ahead of their use with ``expect`` and finished with ``receive``, so
     that a transfer overlaps with the computation before it. One process group per direction keeps the two
-    directions from waiting for each other; one more serves the ways.
+    directions from waiting for each other; one more serves the ways. With a ``codec`` states and gradients travel
+    encoded between stages, and are counted so.
     """
 
     def __init__(self, grid: Grid, device: torch.device) -> None:
         self.grid = grid
         self.device = device
+        self.codec: RowCodec | None = None
         self._counters = Counters()
         several = grid.num_workers > 1
         self._groups = {step: dist.new_group() if several else None for step in (+1, -1, 0)}
         self._sends: deque[_Pending] = deque()
-        self._receives: dict[tuple[int, int], _Pending] = {}
+        self._receives: dict[tuple[int, int], tuple[_Pending, tuple[Tensor, ...]]] = {}
 
     def send(self, tensors: Sequence[Tensor], step: int) -> None:
         """Start sending to the next (+1) or the previous (-1) stage."""
         tensors = tuple(t.detach().contiguous() for t in tensors)
+        if self.codec is not None:
+            tensors = self.codec.encode(tensors)
         peer, group = self.grid.rank_of(self.grid.stage + step, self.grid.way), self._groups[step]
         with self.naming_lost_worker(peer):
             handles = [dist.isend(t, peer, group=group, tag=i) for i, t in enumerate(tensors)]
@@ -68,16 +73,18 @@ class Channel:
     def expect(self, key: int, empty: Callable[[], tuple[Tensor, ...]], step: int) -> None:
         """Post the receive of message ``key`` that travels in direction ``step`` into new tensors from ``empty``."""
         peer, group = self.grid.rank_of(self.grid.stage - step, self.grid.way), self._groups[step]
-        tensors = empty()
+        tensors = like = empty()
+        if self.codec is not None:
+            tensors = self.codec.buffers(like)
         with self.naming_lost_worker(peer):
             handles = [dist.irecv(t, peer, group=group, tag=i) for i, t in enumerate(tensors)]
-        self._receives[key, step] = _Pending(peer, handles, tensors)
+        self._receives[key, step] = _Pending(peer, handles, tensors), like
 
     def receive(self, key: int, step: int) -> tuple[Tensor, ...]:
         """Wait for message ``key``."""
-        pending = self._receives.pop((key, step))
+        pending, like = self._receives.pop((key, step))
         self._finish(pending)
-        return pending.tensors
+        return pending.tensors if self.codec is None else self.codec.decode(pending.tensors, like)
 
     def flush(self) -> None:
         """Wait until every send is over."""

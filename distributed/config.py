@@ -32,6 +32,8 @@ class PipelineConfig:
             "detached" drops them only; "stale" keeps the last epoch's.
         recompute: run the layers of a chunk again in the backward pass instead of storing what is between
             aggregations.
+        boundary_bits: what crosses a stage boundary in training: None leaves states and gradients as they are, 8 or 4
+            rounds their rows to so many bits per element, without bias.
         split_backward: send the input gradients of all chunks first and compute the parameter gradients after them
             (2BP): more memory, a smaller bubble, the same gradients.
         stage_bounds: first layer of every stage but the first; None balances the aggregations.
@@ -46,6 +48,7 @@ class PipelineConfig:
     shuffle: bool = True
     cross_chunk_gradient: str = "rescaled"
     recompute: bool = False
+    boundary_bits: int | None = None
     split_backward: bool = False
     stage_bounds: tuple[int, ...] | None = None
     seed: int = 0
@@ -60,6 +63,7 @@ class PipelineConfig:
             value = getattr(self, name)
             _require(isinstance(value, bool), name, "true or false", value)
         _require(_is_int(self.seed, 0, MAX_SEED), "seed", "an int in [0, 2^32)", self.seed)
+        _require(self.boundary_bits in (None, 8, 4), "boundary_bits", "None, 8 or 4", self.boundary_bits)
         bounds = self.stage_bounds
         _require(
             bounds is None or (isinstance(bounds, tuple) and all(_is_int(bound, 1) for bound in bounds)),

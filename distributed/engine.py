@@ -15,6 +15,7 @@ from gossamer.distributed import checkpoint
 from gossamer.distributed.backend import make_backend
 from gossamer.distributed.channel import Channel
 from gossamer.distributed.chunks import ChunkedGraph
+from gossamer.distributed.codec import RowCodec
 from gossamer.distributed.config import PipelineConfig, load_config
 from gossamer.distributed.counters import Counters
 from gossamer.distributed.executor import execute
@@ -24,6 +25,7 @@ from gossamer.distributed.schedule import Schedule, gnnpipe
 from gossamer.distributed.stages import layers_of, plan_stages, stage_module
 from gossamer.distributed.worker import Loss, NodeData, Worker
 from gossamer.graph import CSR, HopGraph
+from gossamer.graph.dropout import stream_seed
 
 __all__ = ["EpochReport", "Evaluation", "PipelineEngine", "initialize"]
 
@@ -246,9 +248,19 @@ class PipelineEngine:
         self.module.train()
         self._worker.begin_epoch(self._draw_order())
         self._worker.chunked.begin_epoch(self.epoch)
+        self._channel.codec = self._codec()
         execute(self.schedule.stages[self.stage], self._worker, self._channel)
+        self._channel.codec = None
         self._worker.chunked.end_epoch(self.epoch)
         return self._report(self._channel.take_counters(), time.perf_counter() - start)
+
+    def _codec(self) -> RowCodec | None:
+        """How states cross the boundaries of this epoch: other random numbers on every rank."""
+        bits = self.config.boundary_bits
+        if bits is None:
+            return None
+        world = self.num_stages * self.num_ways
+        return RowCodec(bits, stream_seed(self.config.seed, self.epoch * world + self.rank))
 
     def _draw_order(self) -> list[int]:
         if not self.config.shuffle:

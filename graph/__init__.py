@@ -47,6 +47,7 @@ from gossamer.graph.models import GCN, GCNII, GraphSAGE, ResGCN
 from gossamer.graph.partition import chunk_order, halo, partition
 from gossamer.graph.positional import LaplacianPE, RandomWalkPE, laplacian_pe, random_walk_pe
 from gossamer.graph.ppr import ppr_neighbors, walk_neighbors
+from gossamer.graph.quantize import dequantize_rows, quantize_rows
 from gossamer.graph.queue import SharedMemoryQueue
 from gossamer.graph.rewiring import balanced_forman_curvature, fosr, sdrf
 from gossamer.graph.rewiring_transforms import SDRF, FoSR, TwoHop
@@ -58,7 +59,7 @@ from gossamer.graph.temporal import TemporalEncoder, TemporalSAGE, long_term_los
 
 __all__ = [
     "CSR", "CompressedCSR", "chunk_order", "halo", "partition", "Dataset", "load_dataset",
-    "aggregate", "gcn_aggregate", "gated_sum", "node_dropout", "relu_dropout",
+    "aggregate", "gcn_aggregate", "gated_sum", "node_dropout", "relu_dropout", "quantize_rows", "dequantize_rows",
     "GraphLayer", "GraphSequential", "GCNConv", "SAGEConv", "GCN2Conv", "ResidualBlock", "KeepInitial",
     "ForgetInitial", "NodeDropout", "ReLUDropout",
     "GCN", "GraphSAGE", "GCNII", "ResGCN",

@@ -36,6 +36,19 @@ def node_dropout(x: Tensor, p: float, seed: int, step: int, node_ids: Tensor) ->
     return out
 
 
+def quantize_rows(x: Tensor, bits: int, seed: int, step: int) -> Tensor:
+    """The rounded values; x / scale is taken in the precision of x."""
+    levels = 127 if bits == 8 else 7
+    out = torch.zeros_like(x)
+    for i in range(x.shape[0]):
+        largest = x[i].abs().max()
+        for f in range(x.shape[1]):
+            drawn = random_draw(seed, step, i, f // 4) >> (16 * (f % 4)) & 0xFFFF
+            code = torch.floor(x[i, f] * (levels / largest) + (drawn + 0.5) / 65536)
+            out[i, f] = (largest / levels).float() * code.clamp(-levels, levels)
+    return out
+
+
 def floyd_sample(size: int, count: int, seed: int, stream: int, item: int) -> list[int]:
     """``count`` different offsets of [0, size), in the order drawn."""
     chosen: list[int] = []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -99,6 +100,14 @@ def test_operator_has_a_benchmark(operator: str) -> None:
     assert measured_as(operator) in names("benchmarks/bench_*.py")
 
 
+def methods_of(cls: type) -> Iterator[str]:
+    """Public methods and properties that the class itself defines."""
+    for name, value in vars(cls).items():
+        kinds = (property, classmethod, staticmethod)
+        if not name.startswith("_") and (inspect.isfunction(value) or isinstance(value, kinds)):
+            yield name
+
+
 @pytest.mark.parametrize(
     ("part", "name"), [(part, name) for part in PARTS for name in part.__all__], ids=lambda x: getattr(x, "__name__", x)
 )
@@ -109,6 +118,9 @@ def test_public_name_has_a_docstring(part: ModuleType, name: str) -> None:
     own = thing.__dict__.get("__doc__") if inspect.isclass(thing) else thing.__doc__
     assert own, f"{part.__name__}.{name} has no docstring"
     assert not own.startswith(f"{name}("), f"{part.__name__}.{name} has only the docstring that dataclass made"
+    if inspect.isclass(thing):
+        silent = [method for method in methods_of(thing) if not inspect.getdoc(getattr(thing, method))]
+        assert not silent, f"{part.__name__}.{name}: no docstring of {', '.join(silent)}"
 
 
 @pytest.mark.parametrize("part", [gossamer, *PARTS], ids=lambda part: part.__name__)
