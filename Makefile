@@ -15,12 +15,13 @@ CXX_SOURCES = $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o 
 BIN := $(abspath $(ENV))/bin
 export PATH := $(BIN):$(PATH)
 
-.PHONY: help setup train train-lm train-long-range test test-sanitized lint format package typecheck bench scoreboard gpu-check docs wheel clean
+.PHONY: help setup train train-lm train-long-range train-recsys test test-sanitized lint format package typecheck bench scoreboard gpu-check docs wheel clean
 
 help:
 	@echo "make train [ARGS=...]         train a 32-layer graph network with two local workers"
 	@echo "make train-long-range [ARGS=...]  train DRew on a task of long range, data parallel over two local workers"
 	@echo "make train-lm [ARGS=...]      train a language model with hash layers with two local workers"
+	@echo "make train-recsys [ARGS=...]  train a recommender by sampling (LiGNN) with two local workers, and measure its techniques"
 	@echo "make test [ARGS=...]          run the tests"
 	@echo "make lint | format            check, or mend, the formatting; make typecheck runs mypy"
 	@echo "make scoreboard [FILTER=...]  measure all goals (or some) and write benchmarks/results/scoreboard.md"
@@ -42,6 +43,9 @@ train-long-range: $(STAMP)
 
 train-lm: $(STAMP)
 	@$(BIN)/python examples/train_lm.py $(ARGS)
+
+train-recsys: $(STAMP)
+	@$(BIN)/python examples/train_recsys.py $(ARGS)
 
 test: $(STAMP)
 	@OMP_NUM_THREADS=1 $(BIN)/pytest -n $(JOBS) --dist loadgroup $(ARGS)

@@ -50,8 +50,8 @@ class SampleLoader:
         num_workers: processes that make batches ahead; 0 makes them here, when they are asked for.
         seed_time: [num_seeds], int64, as for ``neighbor_sample``.
         features: [graph.num_nodes, ...] tensors by name; every batch gets the rows of its nodes.
-        transform: called in the worker with the tensors of a batch by name (those of the subgraph and the features);
-            the tensors that it returns are added to, or replace, the features.
+        transform: called in the worker with the tensors of a batch by name (those of the subgraph and the features,
+            and seed_index, epoch and fanouts); the tensors that it returns are added to, or replace, the features.
         prefetch: batches made ahead per worker, at least 1.
         threads: torch threads per worker; 1 with ``fork``, as the thread pool of OpenMP does not survive a fork.
         rank, world_size: this loader gives batches rank, rank + world_size, ...; an incomplete last round is left out.

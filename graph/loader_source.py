@@ -88,6 +88,8 @@ class BatchSource:
         batch |= {f"x:{name}": rows.index_select(0, batch["node"]) for name, rows in self.features.items()}
         if self.transform is not None:
             shown = {name.removeprefix("x:"): t for name, t in batch.items() if not name.startswith("_")}
+            shown |= {"seed_index": batch["_seed_index"], "epoch": torch.tensor(plan.epoch)}
+            shown["fanouts"] = torch.tensor(plan.fanouts, dtype=torch.float64)
             batch |= {f"x:{name}": tensor for name, tensor in self.transform(shown).items()}
         return batch
 

@@ -49,6 +49,21 @@ def double(batch: dict) -> dict:
     return {"x": 2 * batch["x"], "degree": torch.bincount(batch["col"], minlength=batch["node"].numel())}
 
 
+def look(batch: dict) -> dict:
+    return {name: batch[name].clone() for name in ("seed_index", "epoch", "fanouts")}
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_a_transform_knows_its_seeds_epoch_and_fanouts(num_workers):
+    with loader(num_workers=num_workers, transform=look) as batches:
+        for epoch, fanouts in enumerate(([5, 3], [2, 2])):
+            batches.fanouts = fanouts
+            for batch in batches:
+                assert batch.features["seed_index"].equal(batch.seed_index)
+                assert int(batch.features["epoch"]) == epoch
+                assert batch.features["fanouts"].tolist() == fanouts
+
+
 MODES = [
     pytest.param({}, id="uniform"),
     pytest.param({"weighted": True, "shuffle": False}, id="weighted, in order"),
