@@ -6,6 +6,8 @@ import os
 import zlib
 from collections import deque
 from collections.abc import Sequence
+from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ __all__ = ["CompressedCSR"]
 
 _FIELDS = ("codes", "offsets", "positions", "bases")
 _FORMAT = "gossamer compressed graph 2"
+_PATH = "CompressedCSR.open: path must be a file written by CompressedCSR.save"
 
 
 class CompressedCSR:
@@ -53,8 +56,28 @@ class CompressedCSR:
         """
         if graph.device.type != "cpu":
             raise ValueError(f"CompressedCSR.from_csr: graph must be on the CPU, got {graph.device}")
-        codes, offsets, positions, bases = torch.ops.gossamer.compress_rows(graph.rowptr, _sorted_columns(graph))
-        return cls(codes, offsets, positions, bases, graph.num_edges)
+        return cls(*torch.ops.gossamer.compress_rows(graph.rowptr, _sorted_columns(graph)), graph.num_edges)
+
+    @classmethod
+    def _from_csr_in_parts(cls, graph: CSR, part_edges: int) -> CompressedCSR:
+        """from_csr(graph), sorting rows of about part_edges edges at a time: for mapped graphs beyond the memory.
+
+        Where everything but the rows of a part is empty, the codes are those of the part and the places of all rows
+        add up over the parts.
+        """
+        steps = torch.arange(0, max(graph.num_edges, 1), part_edges)
+        bounds = [0, *torch.searchsorted(graph.rowptr, steps[1:]).tolist(), graph.num_nodes]
+        begins = graph.rowptr[torch.tensor(sorted(set(bounds)))].tolist()
+        codes, places = [], None
+        for begin, end in pairwise(begins):
+            part = CSR._trusted(graph.rowptr.clamp(begin, end) - begin, graph.col[begin:end], graph.num_nodes)
+            code, *own = torch.ops.gossamer.compress_rows(part.rowptr, _sorted_columns(part))
+            codes.append(code[: int(own[0][-1])])
+            padding = code[int(own[0][-1]) :]
+            places = own if places is None else [a.add_(b) for a, b in zip(places, own)]
+        if places is None:
+            return cls.from_csr(graph)
+        return cls(torch.cat([*codes, padding]), *places, graph.num_edges)
 
     def to_csr(self) -> CSR:
         """The graph with columns ascending in each row and edges numbered in this order."""
@@ -78,31 +101,17 @@ class CompressedCSR:
 
     @classmethod
     def open(cls, path: str | os.PathLike[str], *, verify: bool = True) -> CompressedCSR:
-        """Map a saved graph into memory.
+        """Map a saved graph into memory; each tensor is checked when it is first used.
 
         Args:
             path: a file that ``save`` wrote.
-            verify: read the file and compare its checksums; False trusts it, and an altered file may then crash the
-                process.
+            verify: compare the checksums; False trusts the file, and an altered one may then crash the process.
 
         Raises:
             OSError: if the file cannot be read.
-            ValueError: if it is no such file, or altered.
+            ValueError: if it is no such file; when a tensor is first used, if it is altered.
         """
-        name = "CompressedCSR.open: path must be a file written by CompressedCSR.save"
-        os.stat(path)
-        try:
-            content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-            codes, offsets, positions, bases = tensors = [content[field] for field in _FIELDS]
-            found = content["format"]
-        except Exception as error:  # a damaged file raises anything
-            raise ValueError(f"{name}, got another kind of file, or one cut short ({os.fspath(path)})") from error
-        if found != _FORMAT:
-            raise ValueError(f"{name} of this release, got {found!r} ({os.fspath(path)})")
-        for field, tensor in zip(_FIELDS, tensors):
-            if verify and _checksum(tensor) != content[f"{field}_crc32"]:
-                raise ValueError(f"{name}, got an altered file: the checksum of {field} ({os.fspath(path)})")
-        return cls(codes, offsets, positions, bases, content["num_edges"])
+        return MappedCompressedCSR(path, verify=verify)
 
     def __repr__(self) -> str:
         return f"CompressedCSR(num_nodes={self.num_nodes}, num_edges={self.num_edges}, num_bytes={self.num_bytes})"
@@ -123,6 +132,57 @@ class CompressedCSR:
         out = torch.ops.gossamer.neighbor_sample_compressed(*self._tensors(), seeds, numbers, seed, replace, table)
         self._tables.append(table)
         return out
+
+
+class MappedCompressedCSR(CompressedCSR):
+    """A graph whose tensors lie in a mapped file; it is pickled as its path, so that workers share the pages."""
+
+    def __init__(self, path: str | os.PathLike[str], *, verify: bool = True) -> None:
+        self._path, self._verify = os.path.abspath(os.fspath(path)), verify
+        self._content = _map(self._path)
+        self.num_edges = self._content["num_edges"]
+        self.num_nodes = self._content["positions"].numel() - 1
+        self._tables = deque()
+
+    @cached_property
+    def codes(self) -> Tensor:  # type: ignore[override]
+        return self._checked("codes")
+
+    @cached_property
+    def offsets(self) -> Tensor:  # type: ignore[override]
+        return self._checked("offsets")
+
+    @cached_property
+    def positions(self) -> Tensor:  # type: ignore[override]
+        return self._checked("positions")
+
+    @cached_property
+    def bases(self) -> Tensor:  # type: ignore[override]
+        return self._checked("bases")
+
+    def _checked(self, name: str) -> Tensor:
+        if self._verify and _checksum(self._content[name]) != self._content[f"{name}_crc32"]:
+            raise ValueError(f"{_PATH}, got an altered file: the checksum of {name} ({self._path})")
+        return self._content[name]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _reopen, (self._path, self._verify)
+
+
+def _reopen(path: str, verify: bool) -> MappedCompressedCSR:
+    return MappedCompressedCSR(path, verify=verify)
+
+
+def _map(path: str) -> dict[str, Any]:
+    os.stat(path)
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        found, _ = content["format"], [content[field].dtype for field in _FIELDS]
+    except Exception as error:  # a damaged file raises anything
+        raise ValueError(f"{_PATH}, got another kind of file, or one cut short ({path})") from error
+    if found != _FORMAT:
+        raise ValueError(f"{_PATH} of this release, got {found!r} ({path})")
+    return content
 
 
 def _sorted_columns(graph: CSR) -> Tensor:

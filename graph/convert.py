@@ -2,6 +2,7 @@
 
 gossamer convert ratings.csv ratings.gcsr --source userId --target movieId --time timestamp
 gossamer convert part-*.parquet graph.gcsr --source src --target dst --memory 4G
+gossamer convert edges.txt graph.small --compressed
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from gossamer.graph.compressed import CompressedCSR
+from gossamer.graph.csr import CSR
 from gossamer.graph.csr_check import checked_num_nodes
 from gossamer.graph.edge_files import Columns, read_edges, record_type
 from gossamer.graph.external_build import ExternalBuild
@@ -22,6 +25,7 @@ __all__ = ["convert", "main"]
 
 _UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 _LEAST_MEMORY = 2**20
+_BYTES_PER_SORTED_EDGE = 64
 
 
 def convert(
@@ -35,6 +39,7 @@ def convert(
     num_nodes: int | None = None,
     memory: int = 2**30,
     edge_ids: bool = True,
+    compressed: bool = False,
     progress: Callable[[str, float], None] = lambda stage, share: None,
 ) -> None:
     """Turn edge lists into one graph file that ``CSR.open`` maps, with the bytes of CSR.from_edge_index(...).save.
@@ -52,6 +57,8 @@ def convert(
         num_nodes: number of nodes; None takes the largest id plus one.
         memory: bytes to use beyond those of the library, at least 2**20, and at least 24 per node.
         edge_ids: keep the number of every edge (8 bytes each), which sampling then returns.
+        compressed: write the file of a CompressedCSR instead, less than 2 bytes per edge; it keeps neither weights,
+            times nor edge ids, and its memory is ``memory`` and the compressed graph.
         progress: called with the stage (reading, splitting, sorting) and the share of it that is done.
 
     Raises:
@@ -64,19 +71,27 @@ def convert(
         raise ValueError("convert: inputs must be at least one file, got none")
     if any(path.exists() and output.exists() and path.samefile(output) for path in paths):
         raise ValueError(f"convert: output must be another file than the inputs, got {output}")
+    if compressed and (weight is not None or time is not None):
+        raise ValueError("convert: weight and time must be None for compressed graphs, which keep neither")
     if memory < _LEAST_MEMORY:
         raise ValueError(f"convert: memory must be at least {_LEAST_MEMORY}, got {memory}")
     if num_nodes is not None:
         num_nodes = checked_num_nodes("convert", num_nodes)
     columns = Columns(source, target, weight, time)
     with tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent) as folder:
-        build = ExternalBuild(Path(folder), record_type(columns), memory=memory, edge_ids=edge_ids)
+        build = ExternalBuild(Path(folder), record_type(columns), memory=memory, edge_ids=edge_ids and not compressed)
         for number, path in enumerate(paths):
             chunks = read_edges(path, columns, chunk_edges=build.chunk_edges, num_nodes=num_nodes)
             for records, share in chunks:
                 build.add(records)
                 progress("reading", (number + share) / len(paths))
-        build.write(output, num_nodes, progress)
+        if not compressed:
+            build.write(output, num_nodes, progress)
+            return
+        plain = Path(folder) / "plain"
+        build.write(plain, num_nodes, progress)
+        part_edges = max(memory // _BYTES_PER_SORTED_EDGE, 1024)
+        CompressedCSR._from_csr_in_parts(CSR.open(plain, verify=False), part_edges).save(output)
 
 
 def main(arguments: Sequence[str] | None = None, *, program: str = "python -m gossamer.graph.convert") -> int:
@@ -88,7 +103,7 @@ def main(arguments: Sequence[str] | None = None, *, program: str = "python -m go
         convert(
             options.inputs, options.output, source=options.source, target=options.target, weight=options.weight,
             time=options.time, num_nodes=options.num_nodes, memory=options.memory, edge_ids=options.edge_ids,
-            progress=show,
+            compressed=options.compressed, progress=show,
         )  # fmt: skip
     except (OSError, ValueError, TypeError, ImportError) as error:
         show.end()
@@ -100,9 +115,7 @@ def main(arguments: Sequence[str] | None = None, *, program: str = "python -m go
         return 130
     show.end()
     if not options.quiet:
-        from gossamer.graph.csr import CSR
-
-        graph = CSR.open(options.output)
+        graph = (CompressedCSR if options.compressed else CSR).open(options.output)
         size = os.path.getsize(options.output) / 1e6
         seconds = time.perf_counter() - begin
         print(f"{options.output}: {graph.num_nodes} nodes, {graph.num_edges} edges, {size:.1f} MB in {seconds:.1f} s")
@@ -125,6 +138,7 @@ def _parse(arguments: Sequence[str] | None, program: str) -> argparse.Namespace:
     parser.add_argument("--num-nodes", type=int, default=None, help="default: the largest id plus one")
     parser.add_argument("--memory", type=_size, default=2**30, help="bytes, or with K, M, G (default 1G)")
     parser.add_argument("--no-edge-ids", dest="edge_ids", action="store_false", help="8 bytes per edge less")
+    parser.add_argument("--compressed", action="store_true", help="less than 2 bytes per edge, structure alone")
     parser.add_argument("--quiet", action="store_true")
     return parser.parse_args(arguments)
 

@@ -99,7 +99,11 @@ def test_threads_do_not_change_samples():
 def test_files(tmp_path):
     small = CompressedCSR.from_csr(skewed(3000, 40_000))
     small.save(tmp_path / "graph")
-    for again in (CompressedCSR.open(tmp_path / "graph"), pickle.loads(pickle.dumps(small))):
+    mapped = CompressedCSR.open(tmp_path / "graph")
+    shared = pickle.dumps(mapped)
+    assert len(shared) < 500  # the path, so that workers share the pages
+    assert (mapped.num_nodes, mapped.num_edges) == (3000, 40_000)
+    for again in (mapped, pickle.loads(shared), pickle.loads(pickle.dumps(small))):
         assert all(torch.equal(a, b) for a, b in zip(again._tensors(), small._tensors()))
         assert again.num_edges == small.num_edges
     raw = bytearray((tmp_path / "graph").read_bytes())
@@ -108,11 +112,22 @@ def test_files(tmp_path):
     (tmp_path / "altered").write_bytes(raw)
     (tmp_path / "short").write_bytes(raw[: len(raw) // 2])
     with pytest.raises(ValueError, match=r"CompressedCSR.open: .* got an altered file: the checksum of codes"):
-        CompressedCSR.open(tmp_path / "altered")
+        neighbor_sample(CompressedCSR.open(tmp_path / "altered"), torch.arange(5), [2], seed=0)
     with pytest.raises(ValueError, match=r"CompressedCSR.open: .* got another kind of file, or one cut short"):
         CompressedCSR.open(tmp_path / "short")
     with pytest.raises(FileNotFoundError):
         CompressedCSR.open(tmp_path / "missing")
+
+
+@pytest.mark.parametrize("part_edges", [1, 700, 10**6])
+def test_compressed_in_parts(part_edges):
+    """Rows are sorted part by part: the same graph, with rows longer than a part and rows without edges."""
+    num_edges = 60 if part_edges == 1 else 40_000
+    graph = skewed(3000, num_edges)
+    whole, parts = CompressedCSR.from_csr(graph), CompressedCSR._from_csr_in_parts(graph, part_edges)
+    assert all(a.equal(b) for a, b in zip(whole._tensors(), parts._tensors()))
+    empty = CSR.from_edge_index(torch.empty(2, 0, dtype=torch.int64), 5)
+    assert CompressedCSR._from_csr_in_parts(empty, part_edges).to_csr().num_edges == 0
 
 
 def test_wrong_arguments():

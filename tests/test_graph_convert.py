@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from gossamer.graph import CSR
+from gossamer.graph import CSR, CompressedCSR, neighbor_sample
 from gossamer.graph.convert import convert, main
 
 NUM_NODES, NUM_EDGES = 300, 20_000
@@ -211,3 +211,23 @@ def test_command_line(edges, tmp_path):
     assert done.returncode == 0, done.stderr
     assert "299 nodes, 20000 edges" in done.stdout
     assert CSR.open(tmp_path / "graph").time is not None
+
+
+def test_compressed_file_samples_like_the_graph(edges, tmp_path):
+    """... made in many parts; CompressedCSR.open maps it."""
+    write_csv(tmp_path / "edges.csv", edges)
+    assert main([str(tmp_path / "edges.csv"), str(tmp_path / "small"), "--memory", "1M", "--compressed"]) == 0
+    small = CompressedCSR.open(tmp_path / "small")
+    index = torch.from_numpy(np.stack([edges["source"], edges["target"]]))
+    expected = CompressedCSR.from_csr(CSR.from_edge_index(index))
+    assert all(a.equal(b) for a, b in zip(small._tensors(), expected._tensors()))
+    ours, theirs = (neighbor_sample(g, torch.arange(40), [5, 5], seed=1) for g in (small, expected.to_csr()))
+    assert ours.node.equal(theirs.node)
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+
+
+def test_compressed_files_keep_no_weights_and_times(edges, tmp_path, capsys):
+    write_csv(tmp_path / "edges.csv", edges)
+    assert main([str(tmp_path / "edges.csv"), str(tmp_path / "small"), "--compressed", "--time", "t"]) == 2
+    assert "convert: weight and time must be None for compressed graphs" in capsys.readouterr().err
+    assert not (tmp_path / "small").exists()
