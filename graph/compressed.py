@@ -56,7 +56,8 @@ class CompressedCSR:
         """
         if graph.device.type != "cpu":
             raise ValueError(f"CompressedCSR.from_csr: graph must be on the CPU, got {graph.device}")
-        return cls(*torch.ops.gossamer.compress_rows(graph.rowptr, _sorted_columns(graph)), graph.num_edges)
+        codes, offsets, positions, bases = torch.ops.gossamer.compress_rows(graph.rowptr, _sorted_columns(graph))
+        return cls(codes, offsets, positions, bases, graph.num_edges)
 
     @classmethod
     def _from_csr_in_parts(cls, graph: CSR, part_edges: int) -> CompressedCSR:
@@ -77,7 +78,8 @@ class CompressedCSR:
             places = own if places is None else [a.add_(b) for a, b in zip(places, own)]
         if places is None:
             return cls.from_csr(graph)
-        return cls(torch.cat([*codes, padding]), *places, graph.num_edges)
+        offsets, positions, bases = places
+        return cls(torch.cat([*codes, padding]), offsets, positions, bases, graph.num_edges)
 
     def to_csr(self) -> CSR:
         """The graph with columns ascending in each row and edges numbered in this order."""
