@@ -1,4 +1,19 @@
-"""DRew layers (operators drew_gcn and gated_sum) against the same model written the way the paper's code does it."""
+"""DRew layers (operators drew_gcn and gated_sum) against the same model written the way the paper's code does it.
+
+What limits train_step (128 molecules, 19 k nodes, L=K=10, F=64): every hop of every layer has its own weight and its
+own nonlinearity, so 55 products of [19 k, 64] by [64, 64] going forward and 110 going back are needed in any order of
+the work. Processor time of one step, one thread, medians of 3 to 6 runs on a busy machine, hence provisional:
+
+    the paper's way                                                    1.70 s
+    the 165 products alone, as torch computes them                     0.38 s, 4.5x: 8x cannot be had with them
+    fused over hops and layers, messages of all layers kept            0.82 s, of it 0.48 s in the system
+    the same, messages computed again in the backward pass (in use)    0.48 s, 3.5x, of it 0.01 s in the system
+
+The design in use makes 220 products and is still the faster one: 270 MB of messages are fresh pages that the system has
+to clear in every step, and memory that no cache holds. Product before gathering, with the 55 forward products as 10
+wide ones per state, was measured as products alone: no gain, 0.6 to 0.7 s of wall time beside 2.1 s for all 165, of
+which they are a third. The 55 gatherings alone take 0.15 s of wall time.
+"""
 
 from __future__ import annotations
 

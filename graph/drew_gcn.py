@@ -14,7 +14,7 @@ from gossamer.graph.csr import CSR
 __all__ = ["drew_gcn"]
 
 
-def drew_gcn(convs: Sequence[Any], x: Tensor, shells: Sequence[CSR], *, recompute: bool = False) -> Tensor:
+def drew_gcn(convs: Sequence[Any], x: Tensor, shells: Sequence[CSR], *, recompute: bool = True) -> Tensor:
     """The result of DRewGCNConv layers called one after the other, forward and backward fused over hops and layers.
 
     A hop's rows are gathered, multiplied and measured for its norm while they are in the cache; one pass over all hops
@@ -26,7 +26,8 @@ def drew_gcn(convs: Sequence[Any], x: Tensor, shells: Sequence[CSR], *, recomput
         x: [num_nodes, channels], float32 or float64, on the CPU.
         shells: of ``k_hop``, at least as many as the last layer reads.
         recompute: compute the messages [num_hops, num_nodes, channels] again in the backward pass, one layer at a
-            time, instead of keeping those of all layers; what is kept are the states [num_layers, num_nodes, channels].
+            time; what is kept are the states [num_layers, num_nodes, channels]. False keeps the messages of all
+            layers, which costs more time than it saves where fresh pages are dear (see benchmarks/bench_drew.py).
 
     Returns:
         [num_nodes, channels], differentiable in x and every parameter (once: no second derivatives).

@@ -28,7 +28,7 @@ def run_layers(
     fused = edge_attr is None and isinstance(convs[0], DRewGCNConv) and fusable(convs, x)
     oldest = [_oldest(convs, t) for t in range(len(convs))]
     if fused and not (recompute and oldest == list(range(len(convs)))):
-        return drew_gcn(convs, x, shells, recompute=recompute)
+        return drew_gcn(convs, x, shells)
     if not (recompute and torch.is_grad_enabled()):
         return drew_gcn(convs, x, shells) if fused else _layers(convs, shells, edge_attr, 0, [x])[-1]
     run = _fused_layers if fused else _layers

@@ -137,14 +137,15 @@ def test_no_nodes():
     assert all(not grad.any() for grad in torch.autograd.grad(out.sum(), given[3]))
 
 
-def test_same_bits_for_any_number_of_threads():
+def test_same_bits_for_any_number_of_threads_and_recomputed():
     given = problem(5000, 20, (9000, 20000, 3), DELAYED)
     results, threads = [], torch.get_num_threads()
-    for count in (1, 2, 4):
+    for count, keep_messages in [(1, True), (2, True), (4, True), (1, False), (4, False)]:
         torch.set_num_threads(count)
-        out = torch.ops.gossamer.drew_gcn(*arguments(*given, dtype=torch.float32))
-        grads = torch.autograd.grad(out[0].square().sum(), given[3])
-        results.append([*out, *grads])
+        out, states, _, *others = torch.ops.gossamer.drew_gcn(
+            *arguments(*given, dtype=torch.float32, keep_messages=keep_messages)
+        )
+        results.append([out, states, *others, *torch.autograd.grad(out.square().sum(), given[3])])
     torch.set_num_threads(threads)
     for result in results[1:]:
         assert all(torch.equal(a, b) for a, b in zip(result, results[0], strict=True))
