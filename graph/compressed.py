@@ -8,12 +8,12 @@ from collections import deque
 from collections.abc import Sequence
 from functools import cached_property
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from gossamer._files import whole_or_not_at_all
 from gossamer.graph.csr import CSR, _col_dtype
 
 __all__ = ["CompressedCSR"]
@@ -93,12 +93,10 @@ class CompressedCSR:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the graph to one file that ``CompressedCSR.open`` maps; it appears whole or not at all."""
-        from gossamer.graph.csr_file import _whole_or_not_at_all
-
         content: dict[str, Any] = {"format": _FORMAT, "num_edges": self.num_edges}
         for name in _FIELDS:
             content |= {name: getattr(self, name), f"{name}_crc32": _checksum(getattr(self, name))}
-        with _whole_or_not_at_all(Path(path)) as file:
+        with whole_or_not_at_all(path) as file:
             torch.save(content, file)
 
     @classmethod

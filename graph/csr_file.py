@@ -9,22 +9,19 @@ Checksums are CRC-32 and cover the filling, so every byte of the file counts. No
 
 from __future__ import annotations
 
-import contextlib
 import mmap
 import os
-import secrets
 import stat
 import struct
 import sys
 import zlib
-from collections.abc import Iterator
 from functools import cached_property
-from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from gossamer._files import whole_or_not_at_all
 from gossamer.graph.csr import _FIELDS, CSR
 from gossamer.graph.csr_check import check_finite, check_ids, check_rows
 
@@ -74,7 +71,7 @@ def save(graph: CSR, path: str | os.PathLike[str]) -> None:
     arrays = {name: _bytes_of(t) for name, t in zip(_FIELDS, graph._tensors()) if t is not None}
     dtypes = {name: str(getattr(graph, name).dtype).removeprefix("torch.") for name in arrays}
     header = _layout(graph, arrays, dtypes)
-    with _whole_or_not_at_all(Path(path)) as file:
+    with whole_or_not_at_all(path) as file:
         file.write(_pack(header))
         for array in arrays.values():
             file.write(array)
@@ -110,31 +107,6 @@ def _pack(header: _Header) -> bytes:
     packed = b"".join(parts)
     packed += bytes(-(len(packed) + _CHECKSUM.size) % _ALIGNMENT)
     return packed + _CHECKSUM.pack(zlib.crc32(packed))
-
-
-@contextlib.contextmanager
-def _whole_or_not_at_all(path: Path) -> Iterator[BinaryIO]:
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
-    try:
-        with temporary.open("xb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    _sync_folder(path.parent)
-
-
-def _sync_folder(folder: Path) -> None:
-    """Bring the new name to the disk too; some systems cannot open folders, and lose nothing but that."""
-    with contextlib.suppress(OSError):
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
 
 
 class MappedCSR(CSR):

@@ -17,7 +17,8 @@ from typing import BinaryIO
 
 import numpy as np
 
-from gossamer.graph.csr_file import _aligned, _filling, _Header, _pack, _Section, _whole_or_not_at_all
+from gossamer._files import whole_or_not_at_all
+from gossamer.graph.csr_file import _aligned, _filling, _Header, _pack, _Section
 
 __all__ = ["ExternalBuild"]
 
@@ -80,7 +81,7 @@ class ExternalBuild:
         self._counts = np.zeros(0, np.int64)
         bounds = _cut(rowptr, self._part_edges)
         self._split(bounds, progress)
-        with _whole_or_not_at_all(path) as file:
+        with whole_or_not_at_all(path) as file:
             sections = self._sections(num_nodes)
             writers = {name: _SectionWriter(file, section) for name, section in sections.items()}
             writers["rowptr"].add(rowptr)

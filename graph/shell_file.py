@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import os
 import struct
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,6 +12,7 @@ import numpy
 import torch
 from torch import Tensor
 
+from gossamer._files import whole_or_not_at_all
 from gossamer.graph.csr import CSR
 
 __all__ = ["load_shells", "save_shells"]
@@ -33,16 +33,8 @@ def save_shells(path: str | os.PathLike[str], shells: Sequence[CSR]) -> None:
     steps = _narrowest(torch.cat([shell.col.long() - shell._rows for shell in shells]), signed=True)
     counts = (shells[0].num_nodes, len(shells), steps.size, sizes.itemsize, steps.itemsize)
     content = _HEADER.pack(*counts) + sizes.tobytes() + steps.tobytes()
-    path = Path(path)
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=path.name, delete=False) as file:
-        try:
-            file.write(_MAGIC + hashlib.sha256(content).digest() + content)
-            file.flush()
-            os.fsync(file.fileno())
-        except BaseException:
-            os.unlink(file.name)
-            raise
-    os.replace(file.name, path)
+    with whole_or_not_at_all(path) as file:
+        file.write(_MAGIC + hashlib.sha256(content).digest() + content)
 
 
 def load_shells(path: str | os.PathLike[str]) -> list[CSR]:

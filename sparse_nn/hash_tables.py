@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from gossamer._files import whole_or_not_at_all
 from gossamer.sparse_nn._checks import require, require_ids
 from gossamer.sparse_nn._random import random_below, random_uniform
 
@@ -151,9 +152,10 @@ def multi_hash_table(vocab_size: int, num_experts: int, num_hashes: int, *, seed
 
 
 def save_table(path: str | os.PathLike, table: Tensor, num_experts: int) -> None:
-    """Write a table with the sizes it is valid for."""
+    """Write a table with the sizes it is valid for; the file appears whole or not at all."""
     _check_table("save_table", table, num_experts)
-    torch.save({"table": table.cpu(), "vocab_size": table.shape[0], "num_experts": num_experts}, path)
+    with whole_or_not_at_all(path) as file:
+        torch.save({"table": table.cpu(), "vocab_size": table.shape[0], "num_experts": num_experts}, file)
 
 
 def load_table(path: str | os.PathLike, *, vocab_size: int, num_experts: int) -> Tensor:

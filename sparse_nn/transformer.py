@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from gossamer._files import whole_or_not_at_all
 from gossamer.sparse_nn._checks import require, require_ids
 from gossamer.sparse_nn.generation import TransformerCache, generate
 from gossamer.sparse_nn.hash_tables import multi_hash_table, random_table
@@ -128,15 +129,15 @@ class SparseTransformer(nn.Module):
         return sum(p.numel() for p in self.parameters()) - (unused if active else 0)
 
     def save(self, folder: str | os.PathLike) -> None:
-        """Write config.json and model.safetensors."""
-        from safetensors.torch import save_file
+        """Write config.json and model.safetensors, each whole or not at all."""
+        from safetensors.torch import save
 
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "config.json").write_text(self.config.to_json())
-        save_file(
-            {name: tensor.contiguous() for name, tensor in self.state_dict().items()}, folder / "model.safetensors"
-        )
+        with whole_or_not_at_all(folder / "model.safetensors") as file:
+            file.write(save({name: tensor.contiguous() for name, tensor in self.state_dict().items()}))
+        with whole_or_not_at_all(folder / "config.json") as file:
+            file.write(self.config.to_json().encode())
 
     @classmethod
     def load(cls, folder: str | os.PathLike) -> SparseTransformer:

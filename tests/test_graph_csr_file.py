@@ -11,6 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gossamer import _files
 from gossamer.graph import CSR, csr_file
 
 
@@ -237,7 +238,7 @@ def test_full_disk_leaves_the_old_file(saved, monkeypatch):
 def test_full_disk_while_writing(saved, monkeypatch):
     before = saved.read_bytes()
     with monkeypatch.context() as patch:
-        patch.setattr(csr_file.Path, "open", lambda path, mode: open("/dev/full", "wb"))  # noqa: SIM115
+        patch.setattr(_files.Path, "open", lambda path, mode: open("/dev/full", "wb"))  # noqa: SIM115
         with pytest.raises(OSError, match="No space left on device"):
             small_graph(num_edges=5000).save(saved)
     assert saved.read_bytes() == before
