@@ -5,8 +5,6 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from gossamer.distributed import WorkerLost
 from gossamer.distributed.backend import make_optimizer
-from gossamer.distributed.channel import lost_connection
 from gossamer.distributed.checkpoint import find_checkpoint, find_latest, write_checkpoint
 
 from long_range_configs import LongRangeConfig
@@ -68,11 +64,10 @@ class Trainer:
         self.engine.train()
         self.schedule.begin_epoch(self.epoch)
         total = torch.zeros(2, dtype=torch.float64)  # sum of the losses, and what it is divided by
-        with naming_lost_worker(self.rank):
-            for ids in self._batches():
-                total += self._train_batch(ids)
-            dist.all_reduce(total := total.to(self.device))
-            self._average_statistics()
+        for ids in self._batches():
+            total += self._train_batch(ids)
+        dist.all_reduce(total := total.to(self.device))
+        self._average_statistics()
         self.epoch += 1
         return {"loss": float(total[0] / total[1]), "seconds": time.perf_counter() - start}
 
@@ -115,23 +110,20 @@ class Trainer:
         mine = ids.tensor_split(self.world)[self.rank].split(self.config.batch_size)
         outputs = [self.engine(self.task.graphs.batch(part).to(self.device)).cpu() for part in mine if len(part)]
         parts: list[Any] = [None] * self.world
-        with naming_lost_worker(self.rank):
-            dist.all_gather_object(parts, outputs)
+        dist.all_gather_object(parts, outputs)
         return torch.cat([rows for part in parts for rows in part]), self.task.graphs.targets(ids)
 
     def any_worker(self, flag: bool) -> bool:
         """True on every worker if ``flag`` is true on one of them (all must call it)."""
         count = torch.tensor(int(flag), device=self.device)
-        with naming_lost_worker(self.rank):
-            dist.all_reduce(count)
+        dist.all_reduce(count)
         return bool(count)
 
     def save(self, folder: Path) -> None:
         """Write a checkpoint, whole or not at all."""
-        with naming_lost_worker(self.rank):
-            write_checkpoint(
-                str(folder), self._describe(), self._write, is_first=self.rank == 0, barrier=dist.barrier
-            )  # fmt: skip
+        write_checkpoint(
+            str(folder), self._describe(), self._write, is_first=self.rank == 0, barrier=dist.barrier
+        )  # fmt: skip
 
     def _write(self, path: str) -> None:
         self.engine.save_checkpoint(path, tag="deepspeed", save_latest=False)
@@ -148,8 +140,7 @@ class Trainer:
         torch.set_rng_state(state["random_state"])
         self.schedule.load_state_dict(state["schedule"])
         self.epoch = manifest["epoch"]
-        with naming_lost_worker(self.rank):
-            dist.barrier()
+        dist.barrier()
 
     def _describe(self) -> dict[str, Any]:
         """What a checkpoint must agree on with the job that reads it."""
@@ -197,18 +188,3 @@ class Plateau:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._schedule.load_state_dict(state)
-
-
-@contextmanager
-def naming_lost_worker(rank: int) -> Iterator[None]:
-    """Turn the error of a broken connection into one that says what to do."""
-    try:
-        yield
-    except RuntimeError as error:
-        reason = lost_connection(error)
-        if reason is None:
-            raise
-        raise WorkerLost(
-            f"worker {rank}: lost the connection to another worker; it died or left the job. "
-            f"Resume from the last checkpoint. ({reason})"
-        ) from error

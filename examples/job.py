@@ -8,11 +8,13 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from gossamer import distributed
+from gossamer.distributed.channel import lost_connection
 from gossamer.distributed.launcher import is_worker, launch, require_port
 
 from recorder import new_run, write_whole
@@ -50,7 +52,8 @@ def run(
     """
     if is_worker():
         try:
-            return train(arguments)
+            with naming_lost_worker(int(os.environ["RANK"])):
+                return train(arguments)
         except distributed.WorkerLost as error:
             print(f"error: {error}", file=sys.stderr, flush=True)
             time.sleep(2.0)  # so that the launcher sees the worker that died before it sees this one leave
@@ -63,6 +66,23 @@ def run(
         print(f"error: {error}", file=sys.stderr)
         return 2
     return _conclude(folder, code)
+
+
+@contextmanager
+def naming_lost_worker(rank: int) -> Iterator[None]:
+    """Turn the error of a broken connection into one that says what to do."""
+    try:
+        yield
+    except distributed.WorkerLost:
+        raise
+    except RuntimeError as error:
+        reason = lost_connection(error)
+        if reason is None:
+            raise
+        raise distributed.WorkerLost(
+            f"worker {rank}: lost the connection to another worker; it died or left the job. "
+            f"Resume from the last checkpoint. ({reason})"
+        ) from error
 
 
 def open_run(

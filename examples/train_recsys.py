@@ -25,7 +25,6 @@ from gossamer import distributed
 from gossamer.distributed.checkpoint import find_checkpoint, write_checkpoint
 from gossamer.graph import AdaptiveFanout, SampleLoader
 
-from data_parallel import naming_lost_worker
 from job import StopFlag, add_run_options, open_run, read_config, read_settings, run
 from recorder import Monitor, write_whole
 from recsys_data import Interactions, Task, generate, make_task, read_movielens
@@ -218,8 +217,7 @@ def train(arguments: argparse.Namespace) -> int:
     stop = StopFlag()
     distributed.init_distributed("cpu" if arguments.device == "auto" else arguments.device)
     torch.set_num_threads(1)
-    with naming_lost_worker(int(os.environ.get("RANK", 0))):
-        work(Job(arguments), folder, stop)
+    work(Job(arguments), folder, stop)
     distributed.leave_distributed()
     return 0
 

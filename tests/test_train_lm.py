@@ -14,6 +14,8 @@ pytest.importorskip("safetensors")
 
 from gossamer.sparse_nn import SparseTransformer
 
+from killed_worker import log_of_a_killed_worker
+
 pytestmark = pytest.mark.launch
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
@@ -81,6 +83,11 @@ def test_resume_gives_the_losses_of_an_uninterrupted_run(tmp_path, corpus, whole
     assert again.returncode == 0, again.stderr
     for name in ("loss", "val_loss"):
         assert [line[name] for line in metrics(tmp_path / "run")] == [line[name] for line in metrics(whole)]
+
+
+def test_a_killed_worker_ends_the_job(tmp_path, corpus):
+    arguments = ["--runs", str(tmp_path), "--text", str(corpus), *SMALL, "--epochs", "1000", "--name", "run"]
+    log_of_a_killed_worker([sys.executable, str(EXAMPLES / "train_lm.py"), *arguments], tmp_path, epochs=1)
 
 
 def test_generates_with_the_saved_model(whole):

@@ -5,11 +5,9 @@ import json
 import os
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 
-import psutil
 import pytest
 import torch
 import torch.multiprocessing as mp
@@ -24,6 +22,7 @@ from gossamer import distributed
 from gossamer.distributed.launcher import free_port
 
 from data_parallel import Trainer
+from killed_worker import log_of_a_killed_worker
 from long_range_configs import CONFIGS
 from long_range_data import load_task
 from long_range_models import build_model
@@ -73,19 +72,7 @@ def test_a_run_leaves_metrics_plot_configuration_and_checkpoints(whole):
 @pytest.mark.launch
 def test_a_killed_worker_ends_the_job_and_resuming_gives_the_numbers_of_an_uninterrupted_run(whole, tmp_path):
     arguments = [*SMALL, "--epochs", "100000", "--name", "run"]
-    with open(tmp_path / "log.txt", "w") as log:
-        job = subprocess.Popen(command(tmp_path, *arguments), stdout=log, stderr=subprocess.STDOUT)
-    path, deadline = tmp_path / "run" / "metrics.jsonl", time.monotonic() + 240
-    while not (path.exists() and len(path.read_text().splitlines()) > 2):
-        assert job.poll() is None, (tmp_path / "log.txt").read_text()
-        assert time.monotonic() < deadline, "the job did not get going"
-        time.sleep(0.02)
-    children = psutil.Process(job.pid).children(recursive=True)
-    next(process for process in children if process.environ().get("RANK") == "1").kill()
-    assert job.wait(timeout=60) != 0
-    log = (tmp_path / "log.txt").read_text()
-    assert "worker 0: lost the connection to another worker" in log
-    assert "Traceback" not in log
+    log_of_a_killed_worker(command(tmp_path, *arguments), tmp_path, epochs=3)
     saved = int(max(os.listdir(tmp_path / "run" / "checkpoints")).removeprefix("epoch_"))
     again = run(tmp_path, "--resume", "--epochs", str(max(saved, 6)))
     assert again.returncode == 0, again.stderr
