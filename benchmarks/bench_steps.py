@@ -7,7 +7,10 @@ import zlib
 import torch
 from sampling_data import rmat, weighted
 
+from gossamer.sparse_nn import RoutePlan
+
 import harness
+from tokens import zipf_tokens
 
 CAPABILITY = "Steps of operators"
 GRAPH = "R-MAT 2^18 nodes, 3.9 M edges"
@@ -96,6 +99,32 @@ def extremum_backward_weight() -> harness.Figure:
         "torch": plain,
     }
     torch.testing.assert_close(functions["ours"](), plain(), rtol=1e-4, atol=1e-4)
+    return harness.compare(functions, max_seconds=20).figure("torch", "ours")
+
+
+@harness.goal(
+    CAPABILITY, "combine_backward, T 4096, k 8, d 1024, fp32, against gather and products in torch", at_least=1
+)
+def combine_backward() -> harness.Figure:
+    """Gradients of rows and gates; every row of y belongs to one route."""
+    torch.manual_seed(0)
+    num_tokens, top_k, width = 4096, 8, 1024
+    plan = RoutePlan.from_expert_ids(zipf_tokens(num_tokens * top_k).view(-1, top_k) % 64, 64)
+    y, grad, gates = (
+        torch.randn(num_tokens * top_k, width),
+        torch.randn(num_tokens, width),
+        torch.rand(num_tokens, top_k),
+    )
+    order, token = plan.order.long(), plan.order.long() // top_k
+
+    def plain() -> tuple[torch.Tensor, torch.Tensor]:
+        rows = grad[token]
+        products = torch.zeros(num_tokens * top_k).index_copy_(0, order, (rows * y).sum(1))
+        return rows * gates.flatten()[order][:, None], products.view_as(gates)
+
+    functions = {"ours": lambda: torch.ops.gossamer.combine_backward(grad, y, plan.inverse, gates), "torch": plain}
+    for ours, theirs in zip(functions["ours"](), plain()):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-3)
     return harness.compare(functions, max_seconds=20).figure("torch", "ours")
 
 
