@@ -12,6 +12,7 @@ the gradients of rows of others, and adds up what it gets, in the order of the w
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -220,7 +221,7 @@ class ChunkedGraph:
                 site.gradients.copy_(state[f"{i}.gradients"])
 
 
-class _View:
+class _View(ABC):
     """What stands where a layer expects a graph; ``aggregate`` and ``gcn_aggregate`` of gossamer.graph hand over to it.
 
     Args:
@@ -248,9 +249,9 @@ class _View:
     def shells(self) -> list[_View]:
         return [self._along(shell) for shell in self._chunked.shells]
 
+    @abstractmethod
     def _along(self, graph: CSR) -> _View:
         """The same rows, along the edges of another graph."""
-        raise NotImplementedError
 
     def aggregate(self, x: Tensor, *, weight: Tensor | None = None, reduce: str = "sum") -> Tensor:
         graph = self._graph
@@ -268,8 +269,9 @@ class _View:
             raise ValueError("gcn_aggregate: weight must be None in a pipelined layer (it belongs to the graph)")
         return self._pass(x, _Linear(propagation(self._graph, "gcn", dtype=x.dtype), alpha), residual)
 
+    @abstractmethod
     def _pass(self, x: Tensor, kind: _Linear | _Extremum, residual: Tensor | None) -> Tensor:
-        raise NotImplementedError
+        """The aggregation of the rows of the view."""
 
 
 class WholeView(_View):

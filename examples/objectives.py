@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor
 __all__ = ["Classification", "MultiLabel", "Objective", "Regression", "WeightedClassification"]
 
 
-class Objective:
+class Objective(ABC):
     """Losses are sums, so that the parts of a batch on several workers add up to the mean over the whole batch.
 
     Attributes:
@@ -22,17 +23,17 @@ class Objective:
     metric: str
     higher = True
 
+    @abstractmethod
     def loss(self, outputs: Tensor, y: Tensor) -> Tensor:
         """Sum over the rows."""
-        raise NotImplementedError
 
+    @abstractmethod
     def weight(self, y: Tensor) -> float:
         """What the sum is divided by."""
-        raise NotImplementedError
 
+    @abstractmethod
     def score(self, outputs: Tensor, y: Tensor) -> float:
         """The metric of all outputs of a split."""
-        raise NotImplementedError
 
 
 class Classification(Objective):

@@ -6,24 +6,14 @@ import torch
 from gossamer.graph import CSR, ppr_neighbors
 
 import reference
-
-
-def undirected(num_nodes: int = 200, num_edges: int = 600) -> CSR:
-    ends = torch.randint(num_nodes, (2, num_edges), generator=torch.Generator().manual_seed(0))
-    return CSR.from_edge_index(torch.cat([ends, ends.flip(0)], 1), num_nodes)
-
-
-def dense(graph: CSR, node: torch.Tensor, score: torch.Tensor) -> torch.Tensor:
-    """[num_seeds, num_nodes] of scores."""
-    full = torch.zeros(len(node), graph.num_nodes + 1)
-    return full.scatter(1, node.where(node >= 0, torch.tensor(graph.num_nodes)), score)[:, :-1].double()
+from ppr_problem import dense, undirected
 
 
 @pytest.mark.parametrize("dtype", [torch.int32, torch.int64])
 @pytest.mark.parametrize("eps", [1e-2, 1e-4, 1e-6])
 @pytest.mark.parametrize("alpha", [0.15, 0.5])
 def test_error_is_bounded_by_eps_times_degree(alpha, eps, dtype):
-    graph = undirected()
+    graph = undirected(200, 600)
     graph = CSR(graph.rowptr, graph.col.to(dtype), num_nodes=graph.num_nodes)
     seeds = torch.arange(0, 200, 9)
     found = dense(graph, *ppr_neighbors(graph, seeds, top_k=200, alpha=alpha, eps=eps))
@@ -32,7 +22,7 @@ def test_error_is_bounded_by_eps_times_degree(alpha, eps, dtype):
 
 
 def test_top_k_is_the_head_of_the_whole():
-    graph, seeds = undirected(), torch.tensor([3, 50, 3])
+    graph, seeds = undirected(200, 600), torch.tensor([3, 50, 3])
     node, score = ppr_neighbors(graph, seeds, top_k=200, eps=1e-5)
     head = ppr_neighbors(graph, seeds, top_k=10, eps=1e-5)
     assert torch.equal(head[0], node[:, :10])
@@ -70,7 +60,7 @@ def test_same_bits_for_any_number_of_threads():
 
 
 def test_no_seeds():
-    node, score = ppr_neighbors(undirected(), torch.empty(0, dtype=torch.int64), top_k=3)
+    node, score = ppr_neighbors(undirected(200, 600), torch.empty(0, dtype=torch.int64), top_k=3)
     assert node.shape == score.shape == (0, 3)
 
 
@@ -86,11 +76,11 @@ WRONG = [
 def test_wrong_inputs(change, message):
     arguments = {"seeds": torch.tensor([1]), "top_k": 2} | change
     with pytest.raises(ValueError, match=f"ppr_neighbors: {message}"):
-        ppr_neighbors(undirected(), arguments.pop("seeds"), **arguments)
+        ppr_neighbors(undirected(200, 600), arguments.pop("seeds"), **arguments)
 
 
 def test_opcheck():
-    graph = undirected()
+    graph = undirected(200, 600)
     torch.library.opcheck(
         torch.ops.gossamer.ppr_neighbors.default,
         (graph.rowptr, graph.col, torch.tensor([0, 5]), 7, 0.15, 1e-3, [150, 50]),

@@ -6,23 +6,13 @@ import torch
 from gossamer.graph import CSR, walk_neighbors
 
 import reference
-
-
-def undirected(num_nodes: int = 60, num_edges: int = 200) -> CSR:
-    ends = torch.randint(num_nodes, (2, num_edges), generator=torch.Generator().manual_seed(0))
-    return CSR.from_edge_index(torch.cat([ends, ends.flip(0)], 1), num_nodes)
-
-
-def dense(graph: CSR, node: torch.Tensor, score: torch.Tensor) -> torch.Tensor:
-    """[num_seeds, num_nodes] of scores."""
-    full = torch.zeros(len(node), graph.num_nodes + 1)
-    return full.scatter(1, node.where(node >= 0, torch.tensor(graph.num_nodes)), score)[:, :-1].double()
+from ppr_problem import dense, undirected
 
 
 @pytest.mark.parametrize("dtype", [torch.int32, torch.int64])
 @pytest.mark.parametrize(("num_walks", "num_steps"), [(1, 1), (20, 2), (40, 5)])
 def test_walks_are_those_of_the_oracle(num_walks, num_steps, dtype):
-    graph = undirected()
+    graph = undirected(60, 200)
     graph = CSR(graph.rowptr, graph.col.to(dtype), num_nodes=60)
     seeds = torch.arange(0, 60, 7)
     found = dense(
@@ -34,7 +24,7 @@ def test_walks_are_those_of_the_oracle(num_walks, num_steps, dtype):
 
 @pytest.mark.parametrize("num_steps", [1, 2, 3])
 def test_the_mean_is_the_exact_sum(num_steps):
-    graph, seeds, num_walks = undirected(), torch.arange(0, 60, 11), 40000
+    graph, seeds, num_walks = undirected(60, 200), torch.arange(0, 60, 11), 40000
     found = dense(graph, *walk_neighbors(graph, seeds, top_k=60, seed=3, num_walks=num_walks, num_steps=num_steps))
     exact = reference.cut_off_ppr(graph, seeds, 0.15, num_steps)
     deviation = (exact / num_walks).sqrt()  # of a walk's share, which lies in [0, 1]: at most the root of its mean
@@ -66,7 +56,7 @@ def test_same_bits_for_any_number_of_threads_and_any_batch():
 
 
 def test_no_seeds():
-    node, score = walk_neighbors(undirected(), torch.empty(0, dtype=torch.int64), top_k=3, seed=0)
+    node, score = walk_neighbors(undirected(60, 200), torch.empty(0, dtype=torch.int64), top_k=3, seed=0)
     assert node.shape == score.shape == (0, 3)
 
 
@@ -83,11 +73,11 @@ WRONG = [
 def test_wrong_inputs(change, message):
     arguments = {"seeds": torch.tensor([1]), "top_k": 2, "seed": 0} | change
     with pytest.raises(ValueError, match=f"walk_neighbors: {message}"):
-        walk_neighbors(undirected(), arguments.pop("seeds"), **arguments)
+        walk_neighbors(undirected(60, 200), arguments.pop("seeds"), **arguments)
 
 
 def test_opcheck():
-    graph = undirected()
+    graph = undirected(60, 200)
     torch.library.opcheck(
         torch.ops.gossamer.walk_neighbors.default,
         (graph.rowptr, graph.col, torch.tensor([0, 5]), 7, 16, 2, 0.15, 3, [20, 40]),
