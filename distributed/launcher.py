@@ -119,7 +119,7 @@ class _Job:
         if self._signal is not None:
             return 128 + self._signal
         if code != 0 and first is not None:
-            print(f"worker {first} (stage {first}) was the first to end; the job ended with it", file=sys.stderr)
+            print(f"worker {first} was the first to end; the job ended with it", file=sys.stderr)
         return 128 - code if code < 0 else code
 
     def _watch(self) -> int | None:

@@ -9,6 +9,7 @@ from typing import Any
 from gossamer.distributed.calibration import Calibration, calibrate
 from gossamer.distributed.schedule import Costs, gnnpipe, simulate
 from gossamer.distributed.stages import split_layers
+from gossamer.distributed.volumes import NUMBER, graph_level_bytes, layer_level_bytes, weight_sync_bytes
 from gossamer.graph import CSR, halo, partition
 
 __all__ = ["Candidate", "ParallelPlan", "plan_parallelism"]
@@ -186,7 +187,6 @@ def _chunk_counts(num_stages: int, num_nodes: int, exact: bool) -> Iterator[int]
 def _candidate(
     model: _Model, cut: _Cut, num_stages: int, num_chunks: int, calibration: Calibration, break_even: float
 ) -> Candidate:
-    row_bytes = 4 * model.hidden_dim
     refused = ""
     if cut.num_ways == 1 and num_stages > 1 and model.num_layers < break_even:
         refused = f"refused: {model.num_layers} layers are below L*"
@@ -194,9 +194,9 @@ def _candidate(
         cut.num_ways,
         num_stages,
         num_chunks,
-        layer_bytes=2 * (num_stages - 1) * model.num_states * model.num_nodes * row_bytes,
-        graph_bytes=2 * model.num_layers * cut.num_halo * row_bytes,
-        sync_bytes=2 * (cut.num_ways - 1) * 4 * model.num_weights,
+        layer_bytes=layer_level_bytes(num_stages, model.num_nodes, model.hidden_dim, model.num_states),
+        graph_bytes=graph_level_bytes(model.num_layers, cut.num_halo, model.hidden_dim),
+        sync_bytes=weight_sync_bytes(cut.num_ways, model.num_weights),
         seconds=_seconds(model, cut, num_stages, num_chunks, calibration),
         refused=refused,
     )
@@ -204,7 +204,7 @@ def _candidate(
 
 def _seconds(model: _Model, cut: _Cut, num_stages: int, num_chunks: int, c: Calibration) -> float:
     """The simulated schedule of the largest way, or the work of all workers over the cores, whichever is longer."""
-    row_bytes = 4 * model.hidden_dim
+    row_bytes = NUMBER * model.hidden_dim
     num_workers = num_stages * cut.num_ways
     nodes, edges = cut.nodes / num_chunks, cut.edges / num_chunks
     border = model.num_states * nodes * row_bytes * c.byte if num_stages > 1 else 0.0
@@ -215,7 +215,7 @@ def _seconds(model: _Model, cut: _Cut, num_stages: int, num_chunks: int, c: Cali
     layers = [len(run) for run in split_layers([1.0] * model.num_layers, num_stages)]
     forward, backward = (tuple(n * seconds + border for n in layers) for seconds in per_layer)
     timeline = simulate(gnnpipe(num_stages, num_chunks), Costs(forward, backward, 0.0, transfer=c.latency))
-    sync = 2 * (cut.num_ways - 1) / cut.num_ways * model.num_weights * 4 * c.byte / num_stages
+    sync = weight_sync_bytes(cut.num_ways, model.num_weights) / num_workers * c.byte
     busy = cut.num_ways * sum(timeline.busy)
     return max(timeline.makespan, busy / min(c.num_cores, num_workers)) + sync
 

@@ -190,15 +190,17 @@ class Costs:
 
     Args:
         forward, backward_input, backward_weight: compute; a fused backward costs the sum of the last two.
-        transfer: from the start of a send to the moment its receiver may go on.
+        transfer: from the start of a send to the moment its receiver may go on; of several, one per border of stages.
+        occupancy: what a message keeps the link of its border busy; the next one in its direction waits.
         step: the optimizer.
     """
 
     forward: float | tuple[float, ...] = 1.0
     backward_input: float | tuple[float, ...] = 1.0
     backward_weight: float | tuple[float, ...] = 1.0
-    transfer: float = 0.0
+    transfer: float | tuple[float, ...] = 0.0
     step: float = 0.0
+    occupancy: float | tuple[float, ...] = 0.0
 
 
 @dataclass(frozen=True)
@@ -248,6 +250,7 @@ def simulate(schedule: Schedule, costs: Costs) -> Timeline:
     """
     clock = [0.0] * schedule.num_stages
     arrival: dict[tuple[Kind, int, int], float] = {}
+    links: dict[tuple[Kind, int], float] = {}
     events: list[Event] = []
     waiting = [deque(actions) for actions in schedule.stages]
     progress = True
@@ -255,7 +258,7 @@ def simulate(schedule: Schedule, costs: Costs) -> Timeline:
         progress = False
         for stage, actions in enumerate(waiting):
             while actions and _ready(actions[0], stage, arrival):
-                event = _run(actions.popleft(), stage, clock, arrival, costs)
+                event = _run(actions.popleft(), stage, clock, arrival, links, costs)
                 events.append(event)
                 progress = True
     blocked = {stage: actions[0] for stage, actions in enumerate(waiting) if actions}
@@ -271,28 +274,32 @@ def _ready(action: Action, stage: int, arrival: dict[tuple[Kind, int, int], floa
     return (kind, stage + offset, action.micro_batches[0]) in arrival
 
 
-def _run(action: Action, stage: int, clock: list[float], arrival: dict, costs: Costs) -> Event:
+def _run(action: Action, stage: int, clock: list[float], arrival: dict, links: dict, costs: Costs) -> Event:
     if action.kind in _MATCHING_SEND:
         kind, offset = _MATCHING_SEND[action.kind]
         clock[stage] = max(clock[stage], arrival[kind, stage + offset, action.micro_batches[0]])
         return Event(stage, action, clock[stage], clock[stage])
     if action.kind in (Kind.SEND_ACTIVATION, Kind.SEND_GRADIENT):
-        arrival[action.kind, stage, action.micro_batches[0]] = clock[stage] + costs.transfer
+        border = stage if action.kind is Kind.SEND_ACTIVATION else stage - 1
+        free = max(clock[stage], links.get((action.kind, border), 0.0)) + _at(costs.occupancy, border)
+        links[action.kind, border] = free
+        arrival[action.kind, stage, action.micro_batches[0]] = free + _at(costs.transfer, border)
         return Event(stage, action, clock[stage], clock[stage])
     start = clock[stage]
     clock[stage] += _cost(action, stage, costs)
     return Event(stage, action, start, clock[stage])
 
 
-def _cost(action: Action, stage: int, costs: Costs) -> float:
-    def of(value: float | tuple[float, ...]) -> float:
-        return value[stage] if isinstance(value, tuple) else value
+def _at(value: float | tuple[float, ...], index: int) -> float:
+    return value[index] if isinstance(value, tuple) else value
 
+
+def _cost(action: Action, stage: int, costs: Costs) -> float:
     per_micro_batch = {
-        Kind.FORWARD: of(costs.forward),
-        Kind.BACKWARD: of(costs.backward_input) + of(costs.backward_weight),
-        Kind.BACKWARD_INPUT: of(costs.backward_input),
-        Kind.BACKWARD_WEIGHT: of(costs.backward_weight),
+        Kind.FORWARD: _at(costs.forward, stage),
+        Kind.BACKWARD: _at(costs.backward_input, stage) + _at(costs.backward_weight, stage),
+        Kind.BACKWARD_INPUT: _at(costs.backward_input, stage),
+        Kind.BACKWARD_WEIGHT: _at(costs.backward_weight, stage),
     }
     if action.kind is Kind.STEP:
         return costs.step

@@ -73,6 +73,15 @@ def test_costs_per_stage_and_transfer_count():
     assert timeline.busy == (2.0, 3.0)
 
 
+def test_messages_of_one_border_wait_for_each_other():
+    costs = Costs(forward=1.0, backward_input=0.5, backward_weight=0.5, transfer=(0.25, 0.0), occupancy=(3.0, 0.0))
+    events = [e for e in simulate(gpipe(3, 2), costs).events if e.action.kind is Kind.FORWARD]
+    starts = {(e.stage, e.action.micro_batches[0]): e.start for e in events}
+    assert [starts[0, m] for m in (0, 1)] == [0.0, 1.0]
+    assert [starts[1, m] for m in (0, 1)] == [1.0 + 3.0 + 0.25, 1.0 + 2 * 3.0 + 0.25]
+    assert [starts[2, m] for m in (0, 1)] == [starts[1, m] + 1.0 for m in (0, 1)]
+
+
 def test_a_receive_without_its_send_is_found():
     good = gpipe(2, 1)
     first = tuple(a for a in good.stages[0] if a.kind is not Kind.SEND_ACTIVATION)
