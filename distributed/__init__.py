@@ -8,6 +8,7 @@ from gossamer.distributed.checkpoint import find_latest
 from gossamer.distributed.config import PipelineConfig, load_config
 from gossamer.distributed.counters import Counters
 from gossamer.distributed.engine import EpochReport, Evaluation, PipelineEngine, initialize
+from gossamer.distributed.exact_schedule import exact_schedule
 from gossamer.distributed.expert_parallel import ExpertExchange, ExpertParallelMoE
 from gossamer.distributed.gradient_aggregation import LocalGradientAggregation
 from gossamer.distributed.launcher import is_worker, launch
@@ -44,6 +45,7 @@ __all__ = [
     "gpipe",
     "one_f_one_b",
     "gnnpipe",
+    "exact_schedule",
     "local",
     "LocalPipeline",
     "simulate",

@@ -6,7 +6,7 @@ import re
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -18,6 +18,7 @@ from gossamer.distributed.grid import Grid
 
 __all__ = ["Channel", "WorkerLost", "lost_connection"]
 
+T = TypeVar("T")
 _MAX_SENDS_IN_FLIGHT = 4
 _BROKEN = re.compile(r"gloo|nccl|connection|broken pipe", re.IGNORECASE)
 
@@ -136,6 +137,14 @@ class Channel:
         with self.naming_lost_worker():
             dist.all_reduce(total)
         return total.tolist()
+
+    def gather(self, value: T) -> list[T]:
+        """What every worker has, in the order of the ranks (control traffic, not counted)."""
+        found: list[T] = [value] * self.grid.num_workers
+        if self.grid.num_workers > 1:
+            with self.naming_lost_worker():
+                dist.all_gather_object(found, value)
+        return found
 
     def barrier(self) -> None:
         """Wait until all workers are here."""

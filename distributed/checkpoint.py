@@ -128,6 +128,7 @@ def _describe(engine: PipelineEngine) -> dict[str, Any]:
         "num_ways": engine.num_ways,
         "stage_bounds": list(engine.stage_bounds),
         "num_chunks": engine.num_chunks,
+        "mode": engine.config.mode,
         "num_nodes": engine.num_nodes,
         "backend": type(engine._worker.backend).__name__,
         "refresh_period": engine.config.refresh_period,

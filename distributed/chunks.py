@@ -343,21 +343,27 @@ class ChunkView(_View):
 
     def backward(self, site: _Site, grad: Tensor, kind: _Linear | _Extremum) -> Tensor:
         """Gradient of this chunk's rows from the output gradients of the chunks that used them in this epoch."""
-        chunked = self._chunked
         own = site.gradients[self.begin : self.end]
         own.copy_(grad)
+        grad_x = self.pull(site, kind)
+        own.mul_(self._chunked.cross_chunk_scale)
+        return grad_x
+
+    def pull(self, site: _Site, kind: _Linear | _Extremum) -> Tensor:
+        """Gradient of this chunk's rows from the output gradients that are in the buffer, of all ways."""
+        chunked = self._chunked
         graph, transposed = self._graph, self._graph.transpose()
         cells, send_ids = chunked.part.halo_bounds[self._chunk], chunked.part.send_ids[self._chunk]
+        empty = site.gradients[:0]
         leaving = [
-            kind.backward(graph, site, _Rows.of(transposed, a, b)) if a < b else grad[:0] for a, b in pairwise(cells)
+            kind.backward(graph, site, _Rows.of(transposed, a, b)) if a < b else empty for a, b in pairwise(cells)
         ]
-        arriving = [grad.new_empty(len(ids), *grad.shape[1:]) for ids in send_ids]
+        arriving = [empty.new_empty(len(ids), *empty.shape[1:]) for ids in send_ids]
         wait = chunked.channel.swap(leaving, arriving)
         grad_x = kind.backward(graph, site, _Rows.of(transposed, self.begin, self.end))
         wait()
         for ids, rows in zip(send_ids, arriving):
             grad_x.index_add_(0, ids, rows)
-        own.mul_(chunked.cross_chunk_scale)
         return grad_x
 
 

@@ -12,6 +12,7 @@ __all__ = ["PipelineConfig", "load_config"]
 UNSERVED = ("bf16", "fp16", "amp")  # the engine's boundaries and history have the dtype of the features
 MAX_SEED = 2**32 - 1
 CROSS_CHUNK_GRADIENTS = ("rescaled", "detached", "stale")
+MODES = ("stale", "exact")
 BACKENDS = ("auto", "deepspeed", "torch")
 
 
@@ -20,11 +21,14 @@ class PipelineConfig:
     """The ``gossamer`` section.
 
     Attributes:
+        mode: "stale" reads historical rows of chunks that have not come yet (GNNPipe). "exact" waits for the chunks
+            that an aggregation reads, and for no others: the result of synchronous full-graph training, with as much
+            overlap as the graph allows; refresh_period, shuffle and cross_chunk_gradient play no part in it.
         num_ways: workers that share every stage, each with a part of the graph; the other factor of the number of
             workers is the number of stages. 1 is a pipeline, the number of workers graph parallelism.
-        num_chunks: pieces of every way's part that flow through the stages; None takes 4 per stage (1 where
-            several ways share one stage), 1 trains without chunks (synchronous full-graph training, one stage at
-            work at a time).
+        num_chunks: pieces of every way's part that flow through the stages; None takes 4 per stage, 16 in mode
+            "exact" (1 where several ways share one stage), 1 trains without chunks (synchronous full-graph training,
+            one stage at work at a time).
         refresh_period: epochs between two snapshots of the historical embeddings (technique 2); 1 turns the
             technique off: history is then the last epoch's value.
         shuffle: draw a new chunk order every epoch (technique 1).
@@ -42,6 +46,7 @@ class PipelineConfig:
             with several workers.
     """
 
+    mode: str = "stale"
     num_ways: int = 1
     num_chunks: int | None = None
     refresh_period: int = 23
@@ -71,14 +76,18 @@ class PipelineConfig:
             "None or layer numbers of at least 1",
             bounds,
         )
-        for name, choices in (("cross_chunk_gradient", CROSS_CHUNK_GRADIENTS), ("backend", BACKENDS)):
+        for name, choices in (("mode", MODES), ("cross_chunk_gradient", CROSS_CHUNK_GRADIENTS), ("backend", BACKENDS)):
             value = getattr(self, name)
             _require(value in choices, name, f"one of {', '.join(choices)}", value)
+        if self.mode == "exact":
+            _require(self.boundary_bits is None, "boundary_bits", "None in mode 'exact'", self.boundary_bits)
+            _require(not self.split_backward, "split_backward", "false in mode 'exact'", self.split_backward)
 
     def chunks_for(self, num_stages: int, num_nodes: int) -> int:
         """The number of chunks for a number of stages, checked."""
         _require(self.num_ways <= num_nodes, "num_ways", f"at most the number of nodes ({num_nodes})", self.num_ways)
-        default = 1 if self.num_ways > 1 and num_stages == 1 else min(4 * num_stages, num_nodes)
+        per_stage = 16 if self.mode == "exact" else 4
+        default = 1 if self.num_ways > 1 and num_stages == 1 else min(per_stage * num_stages, num_nodes)
         num_chunks = default if self.num_chunks is None else self.num_chunks
         _require(
             num_chunks == 1 or num_chunks >= num_stages,

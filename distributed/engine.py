@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 import time
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from gossamer.distributed import checkpoint
 from gossamer.distributed.backend import make_backend
@@ -18,11 +21,15 @@ from gossamer.distributed.chunks import ChunkedGraph
 from gossamer.distributed.codec import RowCodec
 from gossamer.distributed.config import PipelineConfig, load_config
 from gossamer.distributed.counters import Counters
+from gossamer.distributed.dependencies import Needs, spread_in_order
+from gossamer.distributed.exact_chunks import ExactGraph
+from gossamer.distributed.exact_schedule import exact_schedule
+from gossamer.distributed.exact_worker import ExactWorker
 from gossamer.distributed.executor import execute
 from gossamer.distributed.grid import Grid
 from gossamer.distributed.layout import spread, take_part
-from gossamer.distributed.schedule import Schedule, gnnpipe
-from gossamer.distributed.stages import layers_of, plan_stages, stage_module
+from gossamer.distributed.schedule import Event, Schedule, Timeline, gnnpipe
+from gossamer.distributed.stages import layers_of, measure_layers, plan_stages, stage_module
 from gossamer.distributed.worker import Loss, NodeData, Worker
 from gossamer.graph import CSR, HopGraph
 from gossamer.graph.dropout import stream_seed
@@ -139,6 +146,12 @@ def _check_dtype(features: Tensor, layers: list[nn.Module]) -> None:
         raise TypeError(f"initialize: features must be of the model's {dtypes.pop()}, got {features.dtype}")
 
 
+def _check_norms(layers: list[nn.Module], num_chunks: int) -> None:
+    norms = [type(m).__name__ for layer in layers for m in layer.modules() if isinstance(m, _BatchNorm)]
+    if norms and num_chunks > 1:
+        raise ValueError(f"initialize: model must have no {norms[0]} in mode 'exact' (a chunk is not the batch)")
+
+
 class PipelineEngine:
     """One worker; made by ``initialize``.
 
@@ -151,6 +164,7 @@ class PipelineEngine:
         stage_bounds: the first layer of every stage but the first.
         epoch: number of the next training epoch.
         counters: bytes of the last training epoch, summed over all workers.
+        clock: of ``timeline``; ``time.thread_time`` in its place gives the CPU time of every action.
     """
 
     def __init__(
@@ -172,6 +186,8 @@ class PipelineEngine:
         self.config = config
         self.epoch = 0
         self.counters = Counters()
+        self.clock = time.perf_counter
+        self._events: list[Event] = []
         num_chunks = config.chunks_for(self.num_stages, graph.num_nodes)
         layers = layers_of(model)
         _check_dtype(features, layers)
@@ -182,22 +198,36 @@ class PipelineEngine:
         self.stage_bounds = tuple(layers.start for layers in ranges[1:])
         if loss is sum_cross_entropy:
             _check_labels(labels, states[-1][0].shape[1])
+        counts, _ = measure_layers(layers, features, len(_shells(graph)))
+        self._num_aggregations = tuple(sum(counts[i] for i in ids) for ids in ranges)
         graph = graph.to(device)
         shells = _shells(graph)
         if shells and config.num_ways > 1:
             raise ValueError(f"initialize: num_ways must be 1 for a HopGraph, got {config.num_ways}")
         graph = graph.shells[0] if isinstance(graph, HopGraph) else graph
-        way, chunk = spread(graph, config.num_ways, num_chunks)
+        self._needs: Needs = ()
+        if config.mode == "exact":
+            _check_norms(layers, num_chunks)
+            way, chunk, self._needs = spread_in_order(graph, config.num_ways, num_chunks, shells)
+        else:
+            way, chunk = spread(graph, config.num_ways, num_chunks)
         part = take_part(graph, way, chunk, grid.way if grid.num_ways > 1 else None)
         self._channel = Channel(grid, device)
-        chunked = ChunkedGraph(
-            part,
-            self._channel,
-            refresh_period=config.refresh_period,
-            drop_stale_gradients=config.cross_chunk_gradient != "stale",
-            cross_chunk_scale=2.0 if config.cross_chunk_gradient == "rescaled" else 1.0,
-            recompute=config.recompute,
-            shells=[shell.permute(part.node_ids) for shell in shells],
+        options: dict[str, Any] = {
+            "recompute": config.recompute,
+            "shells": [shell.permute(part.node_ids) for shell in shells],
+        }
+        chunked = (
+            ExactGraph(part, self._channel, **options)
+            if self._needs
+            else ChunkedGraph(
+                part,
+                self._channel,
+                refresh_period=config.refresh_period,
+                drop_stale_gradients=config.cross_chunk_gradient != "stale",
+                cross_chunk_scale=2.0 if config.cross_chunk_gradient == "rescaled" else 1.0,
+                **options,
+            )
         )
         rows = part.node_ids.to(features.device)
         data = NodeData(
@@ -207,8 +237,12 @@ class PipelineEngine:
             {name: int(mask.sum()) for name, mask in masks.items()},
         )
         module = stage_module(layers, self.layer_ids).to(device)
-        self._worker = Worker(
-            make_backend(config.backend, module, deepspeed, grid, num_chunks),
+        once = config.split_backward or config.mode == "exact"  # all gradients are handed over at the end
+        make_worker: Callable[..., Worker] = Worker
+        if self._needs:
+            make_worker = partial(ExactWorker, self._num_aggregations[self.stage])
+        self._worker = make_worker(
+            make_backend(config.backend, module, deepspeed, grid, 1 if once else num_chunks),
             chunked,
             data,
             loss,
@@ -240,6 +274,8 @@ class PipelineEngine:
     @property
     def schedule(self) -> Schedule:
         """The schedule of one epoch."""
+        if self._needs:
+            return exact_schedule(self._needs, self._num_aggregations)
         return gnnpipe(self.num_stages, self.num_chunks, split_backward=self.config.split_backward)
 
     def train_epoch(self) -> EpochReport:
@@ -249,7 +285,7 @@ class PipelineEngine:
         self._worker.begin_epoch(self._draw_order())
         self._worker.chunked.begin_epoch(self.epoch)
         self._channel.codec = self._codec()
-        execute(self.schedule.stages[self.stage], self._worker, self._channel)
+        self._events = execute(self.schedule.stages[self.stage], self._worker, self._channel, self.clock)
         self._channel.codec = None
         self._worker.chunked.end_epoch(self.epoch)
         return self._report(self._channel.take_counters(), time.perf_counter() - start)
@@ -263,7 +299,7 @@ class PipelineEngine:
         return RowCodec(bits, stream_seed(self.config.seed, self.epoch * world + self.rank))
 
     def _draw_order(self) -> list[int]:
-        if not self.config.shuffle:
+        if self._needs or not self.config.shuffle:
             return list(range(self.num_chunks))
         generator = torch.Generator().manual_seed((self.config.seed << 32) + self.epoch)
         return torch.randperm(self.num_chunks, generator=generator).tolist()
@@ -304,6 +340,14 @@ class PipelineEngine:
         counts = [max(count, 1) for count in marked.values() for _ in range(2)]
         means = [total / count for total, count in zip(channel.sum_over_workers(sums), counts)]
         return Evaluation(dict(zip(marked, means[0::2])), dict(zip(marked, means[1::2])))
+
+    def timeline(self) -> Timeline:
+        """What every worker did in the last training epoch and when, in seconds (all must call it).
+
+        Stage s of the timeline is worker s. Only workers of one machine share a ``clock``.
+        """
+        events = self._channel.gather([replace(event, stage=self.rank) for event in self._events])
+        return Timeline(len(events), tuple(event for worker in events for event in worker))
 
     def any_stage(self, flag: bool) -> bool:
         """True on every worker if ``flag`` is true on one of them (all must call it)."""

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from torch import Tensor
 
 from gossamer.distributed.channel import Channel
-from gossamer.distributed.schedule import Action, Kind
+from gossamer.distributed.schedule import Action, Event, Kind
 
 __all__ = ["StageWorker", "execute"]
 
@@ -41,8 +42,20 @@ class StageWorker(Protocol):
         """Apply the collected weight gradients."""
 
 
-def execute(actions: Sequence[Action], worker: StageWorker, channel: Channel) -> None:
-    """Run the actions of one stage in order, with receives posted ahead of their turn."""
+def execute(
+    actions: Sequence[Action],
+    worker: StageWorker,
+    channel: Channel,
+    clock: Callable[[], float] = time.perf_counter,
+) -> list[Event]:
+    """Run the actions of one stage in order, with receives posted ahead of their turn.
+
+    Where the schedule cuts the stage into pieces, ``forward`` is called once per piece (the inputs come with the first,
+    the last returns the state) and so is ``backward``.
+
+    Returns:
+        Start and end of every action by ``clock``, with the stage of the channel.
+    """
     receives = iter([a for a in actions if a.kind in _DIRECTION])
     arrived: dict[int, tuple[Tensor, ...]] = {}
     leaving: dict[int, tuple[Tensor, ...]] = {}
@@ -54,29 +67,33 @@ def execute(actions: Sequence[Action], worker: StageWorker, channel: Channel) ->
             empty = worker.empty_inputs if step > 0 else worker.empty_gradients
             channel.expect(m, lambda: empty(m), step)
 
-    for _ in range(_RECEIVES_AHEAD):
-        post_next()
-    for action in actions:
+    def run(action: Action) -> None:
+        m = action.micro_batches[0] if action.micro_batches else -1
         if action.kind in _DIRECTION:
-            (m,) = action.micro_batches
             arrived[m] = channel.receive(m, _DIRECTION[action.kind])
             post_next()
         elif action.kind is Kind.FORWARD:
-            (m,) = action.micro_batches
             leaving[m] = worker.forward(m, arrived.pop(m, None))
         elif action.kind is Kind.BACKWARD:
-            (m,) = action.micro_batches
             leaving[m] = worker.backward(m, arrived.pop(m, None))
         elif action.kind is Kind.BACKWARD_INPUT:
-            (m,) = action.micro_batches
             leaving[m] = worker.backward_input(m, arrived.pop(m, None))
         elif action.kind is Kind.BACKWARD_WEIGHT:
             worker.backward_weight(action.micro_batches)
         elif action.kind is Kind.SEND_ACTIVATION:
-            channel.send(leaving.pop(action.micro_batches[0]), +1)
+            channel.send(leaving.pop(m), +1)
         elif action.kind is Kind.SEND_GRADIENT:
-            channel.send(leaving.pop(action.micro_batches[0]), -1)
+            channel.send(leaving.pop(m), -1)
         elif action.kind is Kind.STEP:
             channel.flush()
             with channel.naming_lost_worker():
                 worker.update()
+
+    for _ in range(_RECEIVES_AHEAD):
+        post_next()
+    events = []
+    for action in actions:
+        start = clock()
+        run(action)
+        events.append(Event(channel.grid.stage, action, start, clock()))
+    return events

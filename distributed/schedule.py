@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import Enum
-from itertools import pairwise
+from itertools import pairwise, product
 
 __all__ = [
     "Action",
@@ -44,21 +44,43 @@ class Kind(Enum):
 
 @dataclass(frozen=True)
 class Action:
-    """One step of one stage; ``micro_batches`` is empty for STEP and has several entries for a merged p2."""
+    """One step of one stage; ``micro_batches`` is empty for STEP and has several entries for a merged p2.
+
+    ``piece`` is the part of the stage that a forward or backward action runs: piece p stands between the stage's
+    aggregations p and p + 1, counted from 1. Only ``exact_schedule`` cuts stages into pieces.
+    """
 
     kind: Kind
     micro_batches: tuple[int, ...] = ()
+    piece: int = 0
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """The actions of every stage, ``stages[s]`` in the order in which stage s runs them."""
+    """The actions of every stage, ``stages[s]`` in the order in which stage s runs them.
+
+    Attributes:
+        needs: needs[m] are the micro-batches whose rows an aggregation of m reads; empty where they are independent
+            or read what is there (history).
+        aggregations: of every stage, which has one piece more; empty where stages run whole.
+    """
 
     name: str
     num_stages: int
     num_micro_batches: int
     split_backward: bool
     stages: tuple[tuple[Action, ...], ...]
+    needs: tuple[tuple[int, ...], ...] = ()
+    aggregations: tuple[int, ...] = ()
+
+    def num_pieces(self, stage: int) -> int:
+        """Into how many pieces a stage is cut."""
+        return 1 + self.aggregations[stage] if self.aggregations else 1
+
+    def share(self, stage: int, piece: int) -> float:
+        """The share of a stage's cost that falls to a piece: that of its aggregation."""
+        num_aggregations = self.num_pieces(stage) - 1
+        return 1.0 if num_aggregations == 0 else float(piece > 0) / num_aggregations
 
 
 def naive(num_stages: int, *, split_backward: bool = False) -> Schedule:
@@ -85,17 +107,17 @@ def one_f_one_b(num_stages: int, num_micro_batches: int, *, split_backward: bool
     With ``split_backward`` each cool-down backward is followed by one weight gradient; the rest is merged at
     the end. Source: PipeDream-flush; split as in 2BP section 4.1.
     """
-    _check_positive("one_f_one_b", num_stages=num_stages, num_micro_batches=num_micro_batches)
+    check_positive("one_f_one_b", num_stages=num_stages, num_micro_batches=num_micro_batches)
     stages = []
     for stage in range(num_stages):
         warm_up = min(num_stages - stage, num_micro_batches)
-        actions = [a for m in range(warm_up) for a in _forward(m, stage, num_stages)]
+        actions = [a for m in range(warm_up) for a in forward_actions(m, stage, num_stages)]
         pending: deque[int] = deque()
         for m in range(num_micro_batches):
             actions += _backward(m, stage, num_stages, split_backward)
             pending.append(m)
             if warm_up + m < num_micro_batches:
-                actions += _forward(warm_up + m, stage, num_stages)
+                actions += forward_actions(warm_up + m, stage, num_stages)
             elif split_backward and m < num_micro_batches - 1:
                 actions.append(Action(Kind.BACKWARD_WEIGHT, (pending.popleft(),)))
         stages.append(_finish(actions, pending if split_backward else ()))
@@ -108,31 +130,32 @@ def local(num_stages: int, num_micro_batches: int) -> Schedule:
     A stage waits for the forward passes below it once and never again: with forward, input and weight gradient at equal
     cost the bubble is (S - 1) / (3 M + S - 1). Source: ForwardGNN (arXiv 2403.11004).
     """
-    _check_positive("local", num_stages=num_stages, num_micro_batches=num_micro_batches)
+    check_positive("local", num_stages=num_stages, num_micro_batches=num_micro_batches)
     stages = []
     for stage in range(num_stages):
         actions = [
             action
             for m in range(num_micro_batches)
-            for action in (*_forward(m, stage, num_stages), Action(Kind.BACKWARD, (m,)))
+            for action in (*forward_actions(m, stage, num_stages), Action(Kind.BACKWARD, (m,)))
         ]
         stages.append(_finish(actions, ()))
     return Schedule("local", num_stages, num_micro_batches, False, tuple(stages))
 
 
 def _fill_and_drain(name: str, num_stages: int, num_micro_batches: int, split: bool, *, reverse: bool) -> Schedule:
-    _check_positive(name, num_stages=num_stages, num_micro_batches=num_micro_batches)
+    check_positive(name, num_stages=num_stages, num_micro_batches=num_micro_batches)
     forward_order = range(num_micro_batches)
     backward_order = forward_order[::-1] if reverse else forward_order
     stages = []
     for stage in range(num_stages):
-        actions = [a for m in forward_order for a in _forward(m, stage, num_stages)]
+        actions = [a for m in forward_order for a in forward_actions(m, stage, num_stages)]
         actions += [a for m in backward_order for a in _backward(m, stage, num_stages, split)]
         stages.append(_finish(actions, backward_order if split else ()))
     return Schedule(name, num_stages, num_micro_batches, split, tuple(stages))
 
 
-def _forward(m: int, stage: int, num_stages: int) -> Iterator[Action]:
+def forward_actions(m: int, stage: int, num_stages: int) -> Iterator[Action]:
+    """Receive, run and send on one micro-batch, as far as the stage has neighbours."""
     if stage > 0:
         yield Action(Kind.RECEIVE_ACTIVATION, (m,))
     yield Action(Kind.FORWARD, (m,))
@@ -154,7 +177,8 @@ def _finish(actions: list[Action], merged: deque[int] | range | tuple[()]) -> tu
     return (*actions, Action(Kind.STEP))
 
 
-def _check_positive(function: str, **counts: int) -> None:
+def check_positive(function: str, **counts: int) -> None:
+    """Raise ValueError for a count below 1, in the name of a function."""
     for name, value in counts.items():
         if value < 1:
             raise ValueError(f"{function}: {name} must be at least 1, got {value}")
@@ -164,29 +188,46 @@ _MATCHING_SEND = {
     Kind.RECEIVE_ACTIVATION: (Kind.SEND_ACTIVATION, -1),
     Kind.RECEIVE_GRADIENT: (Kind.SEND_GRADIENT, +1),
 }
+_SENDS = (Kind.SEND_ACTIVATION, Kind.SEND_GRADIENT)
+_TRANSFERS = (*_MATCHING_SEND, *_SENDS)
 
 
 def check_schedule(schedule: Schedule) -> None:
     """Raise ValueError unless every stage runs each micro-batch once forward, once backward (its input gradient
     before its weight gradient), steps last, and no receive waits for ever."""
-    expected = list(range(schedule.num_micro_batches))
     backward = Kind.BACKWARD_INPUT if schedule.split_backward else Kind.BACKWARD
     for stage, actions in enumerate(schedule.stages):
         kinds = [Kind.FORWARD, backward] + [Kind.BACKWARD_WEIGHT] * schedule.split_backward
-        seen = {kind: [m for a in actions if a.kind is kind for m in a.micro_batches] for kind in kinds}
+        expected = list(product(range(schedule.num_pieces(stage)), range(schedule.num_micro_batches)))
+        seen = {kind: [(a.piece, m) for a in actions if a.kind is kind for m in a.micro_batches] for kind in kinds}
         if any(sorted(order) != expected for order in seen.values()):
             raise ValueError(f"check_schedule: stage {stage} must run every micro-batch once, got {seen}")
-        position = {(a.kind, m): i for i, a in enumerate(actions) for m in a.micro_batches}
-        if any(position[a, m] >= position[b, m] for a, b in pairwise(kinds) for m in expected):
+        position = {(a.kind, (a.piece, m)): i for i, a in enumerate(actions) for m in a.micro_batches}
+        if any(position[a, task] >= position[b, task] for a, b in pairwise(kinds) for task in expected):
             raise ValueError(f"check_schedule: stage {stage} must run forward, then backward, in this order")
         if [a.kind for a in actions].index(Kind.STEP) != len(actions) - 1:
             raise ValueError(f"check_schedule: stage {stage} must end with its one step")
+        _check_dependencies(schedule, stage, position)
     simulate(schedule, Costs())
+
+
+def _check_dependencies(schedule: Schedule, stage: int, position: dict[tuple[Kind, tuple[int, int]], int]) -> None:
+    """Piece p of a micro-batch follows piece p - 1 of those that it needs, and precedes it in the backward pass."""
+    tasks = product(range(1, schedule.num_pieces(stage)), range(schedule.num_micro_batches))
+    for piece, m in tasks:
+        for needed in {m, *(schedule.needs[m] if schedule.needs else ())}:
+            before, after = (piece - 1, needed), (piece, m)
+            forward = position[Kind.FORWARD, before] < position[Kind.FORWARD, after]
+            if not forward or position[Kind.BACKWARD, after] > position[Kind.BACKWARD, before]:
+                raise ValueError(
+                    f"check_schedule: stage {stage} must run piece {piece} of micro-batch {m} after piece {piece - 1} "
+                    f"of micro-batch {needed}, and before it in the backward pass"
+                )
 
 
 @dataclass(frozen=True)
 class Costs:
-    """Seconds (or any unit) per micro-batch; a tuple gives one value per stage.
+    """Seconds (or any unit) per micro-batch and stage; a tuple gives one value per stage.
 
     Args:
         forward, backward_input, backward_weight: compute; a fused backward costs the sum of the last two.
@@ -215,28 +256,41 @@ class Event:
 
 @dataclass(frozen=True)
 class Timeline:
-    """What a simulated (or measured) schedule does over time."""
+    """What a simulated or measured schedule does over time; receives last as long as they wait."""
 
     num_stages: int
     events: tuple[Event, ...]
 
     @property
     def makespan(self) -> float:
-        """When the last event ends."""
-        return max(event.end for event in self.events)
+        """From the start of the first event to the end of the last."""
+        return max(event.end for event in self.events) - min(event.start for event in self.events)
 
     @property
     def busy(self) -> tuple[float, ...]:
         """Compute time of every stage."""
         totals = [0.0] * self.num_stages
         for event in self.events:
-            totals[event.stage] += event.end - event.start
+            if event.action.kind not in _TRANSFERS:
+                totals[event.stage] += event.end - event.start
         return tuple(totals)
 
     @property
     def bubble(self) -> float:
         """Idle fraction over all stages: 1 - sum(busy) / (num_stages * makespan)."""
         return 1.0 - sum(self.busy) / (self.num_stages * self.makespan)
+
+    @property
+    def exposed(self) -> float:
+        """Time that stages spend in sends, and in receives whose send had begun: transfers that nothing hides."""
+        sends = {(e.action.kind, e.stage, e.action.micro_batches): e for e in self.events if e.action.kind in _SENDS}
+        total = sum(send.end - send.start for send in sends.values())
+        for event in self.events:
+            if event.action.kind in _MATCHING_SEND:
+                kind, offset = _MATCHING_SEND[event.action.kind]
+                send = sends[kind, event.stage + offset, event.action.micro_batches]
+                total += max(0.0, event.end - max(event.start, send.start))
+        return total
 
 
 def simulate(schedule: Schedule, costs: Costs) -> Timeline:
@@ -258,7 +312,9 @@ def simulate(schedule: Schedule, costs: Costs) -> Timeline:
         progress = False
         for stage, actions in enumerate(waiting):
             while actions and _ready(actions[0], stage, arrival):
-                event = _run(actions.popleft(), stage, clock, arrival, links, costs)
+                action = actions.popleft()
+                share = schedule.share(stage, action.piece)
+                event = _run(action, stage, clock, arrival, links, costs, share)
                 events.append(event)
                 progress = True
     blocked = {stage: actions[0] for stage, actions in enumerate(waiting) if actions}
@@ -274,19 +330,21 @@ def _ready(action: Action, stage: int, arrival: dict[tuple[Kind, int, int], floa
     return (kind, stage + offset, action.micro_batches[0]) in arrival
 
 
-def _run(action: Action, stage: int, clock: list[float], arrival: dict, links: dict, costs: Costs) -> Event:
+def _run(
+    action: Action, stage: int, clock: list[float], arrival: dict, links: dict, costs: Costs, share: float
+) -> Event:
     if action.kind in _MATCHING_SEND:
         kind, offset = _MATCHING_SEND[action.kind]
         clock[stage] = max(clock[stage], arrival[kind, stage + offset, action.micro_batches[0]])
         return Event(stage, action, clock[stage], clock[stage])
-    if action.kind in (Kind.SEND_ACTIVATION, Kind.SEND_GRADIENT):
+    if action.kind in _SENDS:
         border = stage if action.kind is Kind.SEND_ACTIVATION else stage - 1
         free = max(clock[stage], links.get((action.kind, border), 0.0)) + _at(costs.occupancy, border)
         links[action.kind, border] = free
         arrival[action.kind, stage, action.micro_batches[0]] = free + _at(costs.transfer, border)
         return Event(stage, action, clock[stage], clock[stage])
     start = clock[stage]
-    clock[stage] += _cost(action, stage, costs)
+    clock[stage] += costs.step if action.kind is Kind.STEP else share * _cost(action, stage, costs)
     return Event(stage, action, start, clock[stage])
 
 

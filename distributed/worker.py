@@ -15,7 +15,7 @@ from gossamer.distributed.split import SplitBackward
 from gossamer.graph.drew_stack import frozen_statistics
 from gossamer.graph.layers import State
 
-__all__ = ["NodeData", "Worker"]
+__all__ = ["NodeData", "Seed", "Worker", "floating"]
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 
@@ -78,7 +78,7 @@ class Worker:
         return self.empty_state(self.incoming, self._rows(micro_batch))
 
     def empty_gradients(self, micro_batch: int) -> State:
-        return self.empty_state(_floating(self._outgoing), self._rows(micro_batch))
+        return self.empty_state(floating(self._outgoing), self._rows(micro_batch))
 
     def empty_state(self, like: State, rows: slice) -> State:
         """Room for the rows of a state."""
@@ -87,11 +87,7 @@ class Worker:
 
     def forward(self, micro_batch: int, inputs: State | None) -> State:
         """Run the stage on one chunk; returns the state to send on, nothing on the last stage."""
-        if inputs is None:
-            assert self.data.features is not None
-            inputs = (self.data.features[self._rows(micro_batch)],)
-        else:
-            inputs = tuple(t.requires_grad_(t.is_floating_point()) for t in inputs)
+        inputs = self.first_state(micro_batch, inputs)
         recompute = self.chunked.recompute
         stored = _Stored(inputs, torch.get_rng_state() if recompute else None)
         with torch.set_grad_enabled(not recompute):
@@ -102,20 +98,27 @@ class Worker:
         self._in_flight[micro_batch] = stored
         return () if self._is_last else state
 
+    def first_state(self, micro_batch: int, inputs: State | None) -> State:
+        """What enters the stage: the features of a chunk, or what has arrived, as leaves."""
+        if inputs is None:
+            assert self.data.features is not None
+            return (self.data.features[self._rows(micro_batch)],)
+        return tuple(t.requires_grad_(t.is_floating_point()) for t in inputs)
+
     def backward(self, micro_batch: int, gradients: State | None) -> State:
         """Collect the weight gradients of one chunk; returns the input gradients, nothing on the first stage."""
         stored = self._in_flight.pop(micro_batch)
         outputs = stored.outputs or self._recompute(micro_batch, stored)
-        self.backend.backward(outputs[0] if gradients is None else _Seed.apply(gradients, *_floating(outputs)))
+        self.backend.backward(outputs[0] if gradients is None else Seed.apply(gradients, *floating(outputs)))
         if not self.incoming:
             return ()
-        return tuple(torch.zeros_like(t) if t.grad is None else t.grad for t in _floating(stored.inputs))
+        return tuple(torch.zeros_like(t) if t.grad is None else t.grad for t in floating(stored.inputs))
 
     def backward_input(self, micro_batch: int, gradients: State | None) -> State:
         """p1 of one chunk: its input gradients alone; ``backward_weight`` must follow before ``update``."""
         stored = self._in_flight.pop(micro_batch)
-        outputs = _floating(stored.outputs or self._recompute(micro_batch, stored))
-        inputs = _floating(stored.inputs) if self.incoming else ()
+        outputs = floating(stored.outputs or self._recompute(micro_batch, stored))
+        inputs = floating(stored.inputs) if self.incoming else ()
         split = SplitBackward(outputs, inputs, once=(AGGREGATION,))
         found = split.input_gradients(gradients)
         self._deferred[micro_batch] = split
@@ -131,7 +134,7 @@ class Worker:
                 else:
                     total[parameter] = gradient.clone()
         if total:
-            self.backend.backward(_Seed.apply(tuple(total.values()), *total))
+            self.backend.backward(Seed.apply(tuple(total.values()), *total))
 
     def update(self) -> None:
         self.backend.step()
@@ -190,7 +193,7 @@ class _Stored:
     outputs: State | None = None
 
 
-class _Seed(torch.autograd.Function):
+class Seed(torch.autograd.Function):
     """A zero whose gradient with respect to ``outputs`` is ``gradients``: it starts a backward pass inside the
     network through an engine that takes scalars only."""
 
@@ -204,7 +207,7 @@ class _Seed(torch.autograd.Function):
         return (None, *ctx.gradients)
 
 
-def _floating(state: State) -> State:
+def floating(state: State) -> State:
     """The tensors of a state that carry gradients."""
     return tuple(t for t in state if t.is_floating_point())
 

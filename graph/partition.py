@@ -88,13 +88,13 @@ def _partition(graph: CSR, num_parts: int, argument: str) -> Tensor:
 
 def _metis(graph: CSR, num_parts: int) -> Tensor:
     pymetis = _import_pymetis()
-    rowptr, col = _undirected(graph)
+    rowptr, col = undirected(graph)
     adjacency = pymetis.CSRAdjacency(rowptr.numpy(), col.numpy())
     _, part = pymetis.part_graph(num_parts, adjacency, options=pymetis.Options(seed=0))
     return torch.tensor(part, dtype=torch.int64)
 
 
-def _undirected(graph: CSR) -> tuple[Tensor, Tensor]:
+def undirected(graph: CSR) -> tuple[Tensor, Tensor]:
     """rowptr and col as METIS asks for them: both directions of every edge, once, and no self loops."""
     row, col = graph._rows.cpu(), graph.col.cpu().long()
     apart = row != col

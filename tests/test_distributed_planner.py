@@ -1,5 +1,7 @@
 """The planner: bytes by the closed forms, the break-even depth, and plans that the engine carries out."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -56,9 +58,45 @@ def test_a_graph_without_halo_never_takes_the_pipeline():
     assert (plan.kind, plan.break_even) == ("graph", float("inf"))
 
 
-def test_exact_plans_have_one_chunk_and_one_worker_is_alone():
+def test_no_hybrid_whose_stages_are_below_their_break_even_depth():
+    """Two ways in two stages against four ways: what the stages add to the bytes, and what they spare."""
     graph, _ = make_problem()
-    assert {c.num_chunks for c in plan_parallelism(graph, 8, 8, 4, exact=True, calibration=MACHINE).candidates} == {1}
+    halos = {ways: halo(graph, partition(graph, ways)).shape[1] for ways in (2, 4)}
+    border = graph.num_nodes / (halos[4] - halos[2])
+    refused = {}
+    for num_layers in range(2, 30):
+        plan = plan_parallelism(graph, num_layers, 8, 4, num_states=2, calibration=MACHINE)
+        hybrids = {bool(c.refused) for c in plan.candidates if c.kind == "hybrid"}
+        assert hybrids == {num_layers < 2 * border}
+        refused[num_layers] = hybrids == {True}
+    assert set(refused.values()) == {True, False}
+
+
+def test_exact_plans_say_how_much_the_graph_lets_stages_overlap():
+    """A ring is swept in slices that read their neighbours; in a random graph every chunk reads every other."""
+    busy = {}
+    for name, graph in (("ring", ring()), ("random", make_problem()[0])):
+        plan = plan_parallelism(graph, 8, 8, 2, exact=True, calibration=MACHINE)
+        of_chunks = {c.num_chunks: c.busy for c in plan.candidates if c.kind == "pipeline"}
+        assert set(of_chunks) == {1, 16, 32, 64}
+        assert of_chunks[1] <= 0.5
+        busy[name] = of_chunks[64]
+    assert busy["ring"] > 0.85
+    assert busy["random"] < 0.6
+
+
+def test_the_engine_carries_an_exact_plan_out():
+    graph, data = make_problem()
+    plan = plan_parallelism(ring(150), 40, 8, 2, exact=True, calibration=SLOW_LINKS)
+    chosen = next(c for c in plan.candidates if c.kind == "pipeline" and c.num_chunks == 16)
+    section = replace(plan, chosen=chosen).section
+    assert section == {"num_ways": 1, "num_chunks": 16, "mode": "exact"}
+    assert make_engine(make_model(), graph, data, **section).schedule.needs
+    assert {c.num_chunks for c in plan_parallelism(graph, 8, 8, 1, exact=True, calibration=MACHINE).candidates} == {1}
+
+
+def test_one_worker_is_alone():
+    graph, _ = make_problem()
     assert plan_parallelism(graph, 8, 8, 1, calibration=MACHINE).kind == "alone"
 
 
@@ -78,7 +116,7 @@ def test_the_table_says_why():
     assert lines[0].startswith("halo / N = ")
     assert sum(line.startswith("->") for line in lines) == 1
     lines = str(plan_parallelism(ring(), 3, 8, 2, calibration=SLOW_LINKS)).splitlines()
-    assert any("pipeline" in line and line.endswith("refused: 3 layers are below L*") for line in lines)
+    assert any("pipeline" in line and "refused: 3 layers are below its L* = " in line for line in lines)
 
 
 def test_the_engine_carries_a_plan_out():
