@@ -10,6 +10,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import time
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -42,6 +43,7 @@ class Spec:
     seed: int = 0
     gradients: bool = False
     double: bool = False
+    trace: bool = False
     config: dict[str, Any] = field(default_factory=dict)
     output: str = ""
 
@@ -77,9 +79,11 @@ def run(spec: Spec) -> dict[str, Any]:
         model, data["features"] = model.double(), data["features"].double()
     engine = distributed.initialize(model, structure, **data, config=spec.config, device=device)
     gradients = watch_gradients(engine) if spec.gradients else {}
-    reports, evaluations = [], []
+    reports, evaluations, traces = [], [], []
     for _ in range(spec.epochs):
         reports.append(engine.train_epoch())
+        if spec.trace:
+            traces.append(traced(engine))
         if spec.evaluate_every and engine.epoch % spec.evaluate_every == 0:
             evaluations.append(asdict(engine.evaluate()) | {"epoch": engine.epoch})
     if spec.gradients:
@@ -93,7 +97,33 @@ def run(spec: Spec) -> dict[str, Any]:
         "num_nodes": structure.num_nodes,
         "num_edges": structure.num_edges,
         "backend": type(engine._worker.backend).__name__,
+        "traces": traces,
     }
+
+
+def traced(engine: distributed.PipelineEngine) -> dict[str, float]:
+    """Bubble of the last epoch, and what share of its transfers the workers did not wait for.
+
+    All transfers take as long as messages of the same size that the first two workers exchange with nothing else to do.
+    """
+    timeline = engine.timeline()
+    num_messages = 2 * (engine.num_stages - 1) * engine.num_chunks
+    message = torch.zeros(engine.counters.layer_level // num_messages, dtype=torch.uint8)
+    alone = []
+    for _ in range(10):
+        start = time.perf_counter()
+        ping(message)
+        alone.append((time.perf_counter() - start) / 2)
+    return {"bubble": timeline.bubble, "hidden": 1 - timeline.exposed / (num_messages * min(alone[1:]))}
+
+
+def ping(message: torch.Tensor) -> None:
+    """To the other of the first two workers, and back."""
+    rank = torch.distributed.get_rank()
+    if rank < 2:
+        first, second = torch.distributed.send, torch.distributed.recv
+        for transfer in (first, second) if rank == 0 else (second, first):
+            transfer(message, 1 - rank)
 
 
 def watch_gradients(engine: distributed.PipelineEngine) -> dict[str, torch.Tensor]:
