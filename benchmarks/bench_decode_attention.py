@@ -1,7 +1,9 @@
 """Decoding: decode_attention against the floor of the machine and against the ways to write it in torch.
 
 The floor of a call is max(bytes / read bandwidth, FLOPs / peak). Both limits are measured in turns with the call
-itself, by a sum over 128 MiB and by a matrix product: a disturbance of the machine then hits all of them alike.
+itself, by a sum over 128 MiB and by a matrix product: a disturbance of the machine then hits all of them alike. The
+peak is that of the faster of two products, in the type of the call and in float32: where the processor has no
+instructions for bfloat16, torch multiplies it at 1 GFLOP/s, which is no peak.
 
 Reading. Several heads of a leaf are computed together. With four and more query rows the values are fetched while the
 scores are computed, and the keys of the next leaf while the values are added, in the order of addresses; fetching only
@@ -20,18 +22,20 @@ windows of 128 is one load of a key or a probability for every product of pairs,
 is cold after the matrix product it takes turns with.
 
 Shared prefixes. Sequences take turns on a pass of a leaf whose rows are in the second cache: 2 cost 1.28 times one, 8
-three times. zentorch was not run: it wants a torch of its own version.
+three times.
 """
 
 from __future__ import annotations
 
+import importlib.util
+import json
+import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import onnx_model
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -102,17 +106,18 @@ def rewrites(shape: Shape, q: Tensor, k: Tensor, v: Tensor) -> dict[str, Callabl
     }
 
 
+def limits(dtype: torch.dtype) -> dict[str, Callable[[], Tensor]]:
+    """What the machine can do: a matrix product, in dtype or in float32 if that is faster, and a sum."""
+    matrices, block = [torch.randn(MATRIX, MATRIX).to(t) for t in (torch.float32, dtype)], torch.ones(READ)
+    matrix = min(matrices, key=lambda m: min(harness.seconds(lambda: m @ m) for _ in range(3)))
+    return {"product": lambda: matrix @ matrix, "read": lambda: block.sum()}
+
+
 def fraction_of_floor(shape: Shape, *, bound: str = "both", **options: Any) -> harness.Figure:
     """Floor over time in percent; ``bound`` names the limit that counts."""
     q, k, v = shape.tensors()
-    matrix, block = torch.randn(MATRIX, MATRIX).to(shape.dtype), torch.ones(READ)
     times = harness.compare(
-        {
-            "ours": lambda: decode_attention(q, k, v, **options),
-            "product": lambda: matrix @ matrix,
-            "read": lambda: block.sum(),
-        },
-        max_seconds=12,
+        {"ours": lambda: decode_attention(q, k, v, **options), **limits(shape.dtype)}, max_seconds=12
     )
     positions = min(shape.length, options.get("window") or shape.length)
     compute = [shape.flops(positions) / (2 * MATRIX**3) * r for r in times.ratios("product", "ours")]
@@ -190,33 +195,21 @@ def gqa_fp32_fold() -> harness.Figure:
     return against_rewrites(float32(GQA), ("fold",))
 
 
-def against_onnxruntime(shape: Shape) -> harness.Figure:
-    """Time of onnxruntime over ours, float32; it also writes the new position into the cache, in place."""
+def against_onnxruntime(shape: Shape, *, int8: bool = False) -> harness.Figure:
+    """Time of onnxruntime over ours, float32 queries; it also writes the new position into the cache, in place."""
     try:
-        import onnxruntime
+        from onnx_attention import GroupQueryAttention
     except ImportError:
         raise harness.NotHere("needs onnxruntime") from None
     q, k, v = shape.tensors()
-    feeds = {name: x[:, -1:].flatten(2).contiguous() for name, x in (("query", q), ("key", k), ("value", v))}
-    feeds |= {f"past_{name}": x.transpose(1, 2).contiguous() for name, x in (("key", k), ("value", v))}
-    lengths = {"seqlens_k": torch.full((shape.batch,), shape.length - 1), "total": torch.tensor([shape.length])}
-    feeds |= {name: x.int() for name, x in lengths.items()}
-    found = torch.empty_like(q)
-    results = {"out": found.flatten(2), "present_key": feeds["past_key"], "present_value": feeds["past_value"]}
-    outputs = dict.fromkeys(results, onnx_model.FLOAT)
-    kinds = {name: onnx_model.INT32 if name in lengths else onnx_model.FLOAT for name in feeds}
-    heads = {"num_heads": shape.heads, "kv_num_heads": shape.kv_heads}
-    model = onnx_model.single_node("GroupQueryAttention", "com.microsoft", kinds, outputs, heads)
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-    binding = session.io_binding()
-    for bind, tensors in ((binding.bind_input, feeds), (binding.bind_output, results)):
-        for name, x in tensors.items():
-            bind(name, "cpu", 0, x.numpy().dtype.type, tuple(x.shape), x.data_ptr())
-    session.run_with_iobinding(binding)
-    torch.testing.assert_close(found, decode_attention(q, k, v), rtol=1e-3, atol=1e-3)
-    calls = {"ours": lambda: decode_attention(q, k, v), "onnxruntime": lambda: session.run_with_iobinding(binding)}
+    options: dict[str, Tensor] = {}
+    scales = [x.abs().max().div(127).view(1) for x in (k, v)]  # onnxruntime has one for all positions
+    if int8:
+        k, v = ((x / s).round().to(torch.int8) for x, s in zip((k, v), scales))
+        options = {f"{name}_scale": s.expand(k.shape[:3]).contiguous() for name, s in zip("kv", scales)}
+    theirs = GroupQueryAttention(q, k, v, scales if int8 else None)
+    torch.testing.assert_close(theirs(), decode_attention(q, k, v, **options), rtol=1e-3, atol=1e-3)
+    calls = {"ours": lambda: decode_attention(q, k, v, **options), "onnxruntime": theirs}
     return harness.compare(calls, max_seconds=12).figure("onnxruntime", "ours")
 
 
@@ -228,6 +221,33 @@ def mqa_onnxruntime() -> harness.Figure:
 @harness.goal(CAPABILITY, "GQA fp32 (8, 32, 8, 128, 4096) against onnxruntime's GroupQueryAttention", at_least=1.8)
 def gqa_onnxruntime() -> harness.Figure:
     return against_onnxruntime(float32(GQA))
+
+
+@harness.goal(CAPABILITY, "int8 cache, GQA (8, 32, 8, 128, 4096), against onnxruntime's of int8", at_least=1)
+def int8_onnxruntime() -> harness.Figure:
+    return against_onnxruntime(float32(GQA), int8=True)
+
+
+def against_zentorch(shape: Shape) -> harness.Figure:
+    """Time of zentorch's attention over ours, measured in a process of its own."""
+    if importlib.util.find_spec("zentorch") is None:
+        raise harness.NotHere(
+            "needs zentorch: pip install --no-deps zentorch deprecated wrapt, of the version of torch"
+        )
+    sizes = (shape.batch, shape.heads, shape.kv_heads, shape.dim, shape.length)
+    script = Path(__file__).with_name("zentorch_attention.py")
+    done = subprocess.run([sys.executable, str(script), *map(str, sizes)], capture_output=True, text=True, check=True)
+    return harness.Figure(**json.loads(done.stdout.splitlines()[-1]))
+
+
+@harness.goal(CAPABILITY, "MQA bf16 (1, 32, 1, 128, 32768) against zentorch", at_least=15)
+def mqa_zentorch() -> harness.Figure:
+    return against_zentorch(MQA)
+
+
+@harness.goal(CAPABILITY, "GQA bf16 (8, 32, 8, 128, 4096) against zentorch", at_least=5)
+def gqa_zentorch() -> harness.Figure:
+    return against_zentorch(GQA)
 
 
 @harness.goal(CAPABILITY, "K = V, 64 heads, D 512, sinks, 4096 positions, of the peak", at_least=75, unit="%")
@@ -259,13 +279,11 @@ def shared_prefix(sequences: int, length: int) -> harness.Figure:
     q, (_, k, v) = Shape(sequences, 32, 8, 128, 1).tensors()[0], one.tensors()
     pages = [x.view(-1, 64, 8, 128) for x in (k, v)]
     table = torch.arange(length // 64).expand(sequences, -1).contiguous()
-    matrix, block = torch.randn(MATRIX, MATRIX).bfloat16(), torch.ones(READ)
     times = harness.compare(
         {
             "ours": lambda: decode_attention(q, *pages, block_table=table),
             "one sequence": lambda: decode_attention(q[:1], *pages, block_table=table[:1]),
-            "product": lambda: matrix @ matrix,
-            "read": lambda: block.sum(),
+            **limits(one.dtype),
         },
         max_seconds=12,
     )

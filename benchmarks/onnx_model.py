@@ -4,19 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-__all__ = ["FLOAT", "INT32", "single_node"]
+__all__ = ["ABSENT", "FLOAT", "INT8", "INT32", "single_node"]
 
-FLOAT, INT32 = 1, 6  # TensorProto.DataType
+FLOAT, INT8, INT32 = 1, 3, 6  # TensorProto.DataType
+ABSENT = 0  # an optional input that is not given
 
 
 def single_node(
-    operator: str, domain: str, inputs: Mapping[str, int], outputs: Mapping[str, int], attributes: Mapping[str, int]
+    operator: str,
+    domain: str,
+    inputs: Mapping[str, int],
+    outputs: Mapping[str, int],
+    attributes: Mapping[str, int | str],
 ) -> bytes:
-    """The bytes of a model: one operator, its inputs and outputs by name and type in order, integer attributes."""
+    """The bytes of a model: one operator, its inputs and outputs by name and type in order, its attributes."""
     node = _field(4, _text(operator)) + _field(7, _text(domain))
-    node = b"".join(_field(1, _text(n)) for n in inputs) + b"".join(_field(2, _text(n)) for n in outputs) + node
+    names = [name if kind != ABSENT else "" for name, kind in inputs.items()]
+    inputs = {name: kind for name, kind in inputs.items() if kind != ABSENT}
+    node = b"".join(_field(1, _text(n)) for n in names) + b"".join(_field(2, _text(n)) for n in outputs) + node
     for name, value in attributes.items():
-        node += _field(5, _field(1, _text(name)) + _number(3, value) + _number(20, 2))  # AttributeProto, type INT
+        stored = (
+            _field(4, _text(value)) + _number(20, 3) if isinstance(value, str) else _number(3, value) + _number(20, 2)
+        )
+        node += _field(5, _field(1, _text(name)) + stored)  # AttributeProto, of type STRING or INT
     graph = _field(1, node) + _field(2, _text("graph")) + _values(11, inputs) + _values(12, outputs)
     opsets = b"".join(
         _field(8, _field(1, _text(name)) + _number(2, number)) for name, number in (("", 17), (domain, 1))
