@@ -9,6 +9,7 @@ from gossamer.sparse_nn.hash_tables import (
     LoadBalance,
     balanced_table,
     clustered_table,
+    count_tokens,
     dispersed_table,
     load_balance,
     load_table,
@@ -43,7 +44,7 @@ from gossamer.sparse_nn.transformer_config import SparseTransformerConfig
 
 __all__ = [
     # hash tables
-    "random_table", "balanced_table", "clustered_table", "dispersed_table", "multi_hash_table",
+    "random_table", "balanced_table", "clustered_table", "dispersed_table", "multi_hash_table", "count_tokens",
     "save_table", "load_table", "LoadBalance", "load_balance",
     # contextual hashes
     "token_hash", "previous_token_hash", "bigram_hash", "position_hash", "oracle_future_hash",

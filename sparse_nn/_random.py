@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["random_below", "random_uniform"]
+__all__ = ["random_below", "random_uniform", "uniform_of"]
 
 _GOLDEN_RATIO = 0x9E3779B97F4A7C15
 _MASK = (1 << 64) - 1
@@ -13,9 +13,13 @@ _MASK = (1 << 64) - 1
 
 def random_uniform(size: int, *, seed: int, stream: int = 0, device: torch.device | str = "cpu") -> Tensor:
     """[size], float64 in (0, 1); entry i is a function of (seed, stream, i)."""
+    return uniform_of(torch.arange(size, device=device), seed=seed, stream=stream)
+
+
+def uniform_of(items: Tensor, *, seed: int, stream: int = 0) -> Tensor:
+    """float64 in (0, 1), in the shape of items (int64); each entry is a function of (seed, stream, item)."""
     key = _mix_int(seed + _GOLDEN_RATIO * (stream + 1))
-    items = torch.arange(1, size + 1, device=device)
-    bits = _mix(_mix(_signed(key) + _signed(_GOLDEN_RATIO) * items) + _signed(_GOLDEN_RATIO))
+    bits = _mix(_mix(_signed(key) + _signed(_GOLDEN_RATIO) * (items + 1)) + _signed(_GOLDEN_RATIO))
     return (_shift_right(bits, 11).double() + 0.5) * 2.0**-53
 
 

@@ -49,10 +49,17 @@ def hash_gate(
         x, weight = x.float(), weight.float()
     ids = token_ids.flatten().long()
     with range_errors():
-        gates, _, expert_ids = torch.ops.gossamer.hash_gate(
-            x.contiguous(), weight.contiguous(), table.contiguous(), ids, float(scale)
-        )
+        gates, _, expert_ids = _gate(x.contiguous(), weight.contiguous(), table.contiguous(), ids, float(scale))
     return expert_ids, gates
+
+
+def _gate(x: Tensor, weight: Tensor, *others: Any) -> tuple[Tensor, ...]:
+    """The operator; where nothing needs a gradient without its layer in Python, which takes longer than one token."""
+    differentiable = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
+    if differentiable or torch.compiler.is_compiling():
+        return torch.ops.gossamer.hash_gate(x, weight, *others)
+    with torch._C._AutoDispatchBelowAutograd():
+        return torch.ops.gossamer.hash_gate.default(x, weight, *others)
 
 
 @torch.library.register_fake("gossamer::hash_gate")

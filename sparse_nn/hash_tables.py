@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import heapq
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -17,9 +18,28 @@ from gossamer.sparse_nn._checks import require, require_ids
 from gossamer.sparse_nn._random import random_below, random_uniform
 
 __all__ = [
-    "LoadBalance", "balanced_table", "clustered_table", "dispersed_table", "load_balance", "load_table",
+    "LoadBalance", "balanced_table", "clustered_table", "count_tokens", "dispersed_table", "load_balance", "load_table",
     "multi_hash_table", "random_table", "save_table",
 ]  # fmt: skip
+
+
+def count_tokens(token_ids: Tensor | Iterable[Tensor], vocab_size: int) -> Tensor:
+    """How often each id occurs: what ``balanced_table`` and ``dispersed_table`` are built from.
+
+    Args:
+        token_ids: int32 or int64, any shape, in [0, vocab_size); or a stream of such batches, read once.
+        vocab_size: number of token ids.
+
+    Returns:
+        [vocab_size], int64.
+    """
+    counts = torch.zeros(vocab_size, dtype=torch.int64)
+    for batch in [token_ids] if isinstance(token_ids, Tensor) else token_ids:
+        require_ids(batch, "count_tokens", "token_ids")
+        fits = batch.numel() == 0 or (int(batch.min()) >= 0 and int(batch.max()) < vocab_size)
+        require(fits, "count_tokens", "token_ids", f"in [0, {vocab_size})", fits or f"[{batch.min()}, {batch.max()}]")
+        counts += batch.flatten().bincount(minlength=vocab_size).cpu()
+    return counts
 
 
 def random_table(vocab_size: int, num_experts: int, k: int = 1, *, seed: int) -> Tensor:
@@ -52,7 +72,7 @@ def balanced_table(token_counts: Tensor, num_experts: int, k: int = 1, *, seed: 
     Tokens never counted carry no load; they are dealt evenly, so that none of them overwhelms an expert later.
 
     Args:
-        token_counts: [vocab_size], how often each token occurs, not negative.
+        token_counts: [vocab_size], how often each token occurs (``count_tokens``), not negative.
         num_experts: number of experts.
         k: experts per token, in [1, num_experts].
         seed: decides between experts that are equally loaded.
@@ -111,7 +131,7 @@ def dispersed_table(embeddings: Tensor, token_counts: Tensor, num_experts: int, 
 
     Args:
         embeddings: [vocab_size, dim], floating point.
-        token_counts: [vocab_size], how often each token occurs.
+        token_counts: [vocab_size], how often each token occurs (``count_tokens``).
         num_experts: number of experts, and of clusters.
         seed: of the clustering.
 

@@ -9,9 +9,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from gossamer.sparse_nn._checks import require
+from gossamer.sparse_nn._random import uniform_of
 from gossamer.sparse_nn.assignment import balanced_assignment, sinkhorn
 from gossamer.sparse_nn.hash_gate import hash_gate
 from gossamer.sparse_nn.losses import balance_loss, load_loss, router_z_loss, squared_cv
+from gossamer.sparse_nn.route_plan import RoutePlan
 from gossamer.sparse_nn.routing import Router, Routing, checked_token_ids
 from gossamer.sparse_nn.top_k_gate import SCORES, Gating, top_k_gate
 
@@ -52,8 +54,12 @@ class TopKRouter(LearnedRouter):
         load_weight: where noisy, of the load loss; None takes balance_weight.
         z_weight: of the z loss.
         first_choices_first: with a capacity, drop second choices before first ones (see ``top_k_gate``).
+        random_second: where top_k is 2, a second choice is kept with probability min(1, gate / random_second), drawn
+            before the capacity is filled: 0.5 in GShard, 0.2 in Mesh TensorFlow. None keeps all.
+        seed: of these draws, each a function of (seed, the token's two choices and their logits): a token is decided on
+            alike in any batch, and when a forward is recomputed.
         capacity_factor, min_capacity: see ``Router``. Switch is top_k 1 with a capacity; GShard top_k 2, normalized,
-            first choices first.
+            first choices first, with a random second choice.
 
     Source: Shazeer et al. 2017 (noise), Fedus et al. 2021 (Switch), Lepikhin et al. 2020 (GShard), Zoph et al. 2022
     (z loss), DeepSeek-AI 2024 (sigmoid, groups), Wang et al. 2024 (balance without a loss).
@@ -79,9 +85,13 @@ class TopKRouter(LearnedRouter):
         load_weight: float | None = None,
         z_weight: float = 0.0,
         first_choices_first: bool = False,
+        random_second: float | None = None,
+        seed: int = 0,
         **capacity: Any,
     ) -> None:
         super().__init__(d_model, num_experts, top_k, **capacity)
+        require(random_second is None or top_k == 2, "TopKRouter", "top_k", "2 with a random second choice", top_k)
+        require(random_second is None or random_second > 0, "TopKRouter", "random_second", "above 0", random_second)
         require(score in SCORES, "TopKRouter", "score", f"one of {', '.join(SCORES)}", repr(score))
         require(num_experts % num_groups == 0, "TopKRouter", "num_groups", f"a divisor of {num_experts}", num_groups)
         require(
@@ -90,6 +100,7 @@ class TopKRouter(LearnedRouter):
         require(not noisy or top_k < num_experts, "TopKRouter", "top_k", "below num_experts where noisy", top_k)
         self.score, self.normalize, self.route_scale = score, normalize, route_scale
         self.num_groups, self.top_groups, self.first_choices_first = num_groups, top_groups, first_choices_first
+        self.random_second, self.seed = random_second, seed
         self.bias_rate, self.balance_weight, self.z_weight = bias_rate, balance_weight, z_weight
         self.load_weight = balance_weight if load_weight is None else load_weight
         self.noise_weight = nn.Parameter(torch.zeros(num_experts, d_model)) if noisy else None
@@ -99,6 +110,7 @@ class TopKRouter(LearnedRouter):
     def forward(self, x: Tensor, token_ids: Tensor | None = None) -> Routing:
         clean = self.logits(x)
         noisy, std = self._add_noise(clean, x)
+        capacity = self.capacity(len(x) * self.top_k)
         gating = top_k_gate(
             noisy,
             self.top_k,
@@ -108,7 +120,7 @@ class TopKRouter(LearnedRouter):
             scale=self.route_scale,
             num_groups=self.num_groups,
             top_groups=self.top_groups,
-            capacity=self.capacity(len(x) * self.top_k),
+            capacity=capacity if self.random_second is None else None,
             first_choices_first=self.first_choices_first,
             score_sums=std is None and self.balance_weight > 0,
         )
@@ -116,7 +128,8 @@ class TopKRouter(LearnedRouter):
         if self.training and self.bias is not None:
             self.counts += load
         loss = self._loss(clean, noisy, std, gating, load)
-        return Routing(gating.plan.expert_ids, gating.gates, loss, {"load": load}, gating.plan)
+        plan = gating.plan if self.random_second is None else self._random_second(noisy, gating, capacity)
+        return Routing(plan.expert_ids, gating.gates, loss, {"load": load}, plan)
 
     def update_bias(self) -> None:
         """Move the bias towards balance after a step: b += rate * sign(mean load - load). Call it once per step."""
@@ -124,6 +137,21 @@ class TopKRouter(LearnedRouter):
             raise ValueError("TopKRouter: bias_rate must be given to balance by a bias, got None")
         self.bias += self.bias_rate * torch.sign(self.counts.mean() - self.counts)
         self.counts.zero_()
+
+    def _random_second(self, logits: Tensor, gating: Gating, capacity: int | None) -> RoutePlan:
+        """The plan without the second choices that were drawn away."""
+        assert self.random_second is not None
+        ids = gating.plan.expert_ids
+        bits = logits.detach().gather(1, ids.long()).view(torch.int32).long()
+        choice = ids[:, 0].long() * self.num_experts + ids[:, 1]
+        draws = uniform_of((bits[:, 0] << 32) ^ (bits[:, 1] & 0xFFFFFFFF), seed=self.seed)
+        draws = (draws + uniform_of(choice, seed=self.seed, stream=1)) % 1
+        kept = draws < gating.gates.detach()[:, 1] / self.random_second
+        ids = torch.stack([ids[:, 0], torch.where(kept, ids[:, 1], -1)], dim=1)
+        limit = ids.numel() if capacity is None else capacity
+        return RoutePlan.from_expert_ids(
+            ids, self.num_experts, capacity=limit, first_choices_first=self.first_choices_first
+        )
 
     def _add_noise(self, clean: Tensor, x: Tensor) -> tuple[Tensor, Tensor | None]:
         if self.noise_weight is None or not self.training:

@@ -115,7 +115,8 @@ class HashRouter(Router):
 class RandomRouter(Router):
     """Each token to one expert drawn anew at every forward: a function of (seed, step, token position).
 
-    In training, ``per_batch`` draws one expert for the whole batch, as THOR does.
+    In training, ``per_batch`` draws one expert for the whole batch, as THOR does. A forward that activation
+    checkpointing runs again would draw again: route outside of it, and hand ``routing`` and ``plan`` to the layer.
 
     Source: Zuo et al. 2022, Taming Sparsely Activated Transformer with Stochastic Experts (THOR), section 3.
     """

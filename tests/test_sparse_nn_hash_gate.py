@@ -91,6 +91,16 @@ def test_operators_pass_opcheck_and_gradcheck(table_type):
     assert gradcheck(lambda x, weight: hash_gate(x, weight, table, ids, scale=1.5)[1], (x, weight))
 
 
+def test_gates_without_gradients_are_those_with_them():
+    weight = WEIGHT.clone().requires_grad_()
+    ids, gates = hash_gate(X, weight, TABLE, IDS)
+    assert gates.requires_grad
+    with torch.no_grad():
+        same_ids, same_gates = hash_gate(X, weight, TABLE, IDS)
+    assert torch.equal(ids, same_ids)
+    assert torch.equal(gates, same_gates)
+
+
 def test_compiles():
     x, weight, table, ids = problem(9, 5, 2, 7)
     call = lambda x: hash_gate(x, weight, table, ids)[1]  # noqa: E731

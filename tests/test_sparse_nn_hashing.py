@@ -190,7 +190,16 @@ def test_tables_are_saved_with_their_sizes(tmp_path):
         nn.load_table(tmp_path / "table.pt", vocab_size=30, num_experts=8)
 
 
+def test_tokens_are_counted_from_a_tensor_or_a_stream():
+    ids = torch.randint(30, (4, 25))
+    counts = nn.count_tokens(ids, 40)
+    assert counts.tolist() == [(ids == v).sum().item() for v in range(40)]
+    assert torch.equal(nn.count_tokens((row.int() for row in ids), 40), counts)
+    assert nn.count_tokens([], 3).tolist() == [0, 0, 0]
+
+
 TABLE_ERRORS = [
+    pytest.param(lambda: nn.count_tokens(torch.tensor([3]), 3), r"token_ids must be in \[0, 3\), got", id="counting"),
     pytest.param(lambda: nn.random_table(5, 4, 5, seed=0), "random_table: k must be in", id="k"),
     pytest.param(lambda: nn.random_table(0, 4, seed=0), "vocab_size must be at least 1, got 0", id="vocabulary"),
     pytest.param(lambda: nn.balanced_table(torch.tensor([-1]), 2, seed=0), "must be not negative", id="counts"),

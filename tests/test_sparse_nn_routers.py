@@ -19,6 +19,9 @@ ROUTERS = {
     "gshard": lambda: nn.TopKRouter(
         16, 8, 2, normalize=True, capacity_factor=1.0, first_choices_first=True, balance_weight=0.01
     ),
+    "gshard, random second": lambda: nn.TopKRouter(
+        16, 8, 2, normalize=True, capacity_factor=1.0, first_choices_first=True, random_second=0.5
+    ),
     "sigmoid": lambda: nn.TopKRouter(16, 8, 2, score="sigmoid", normalize=True, num_groups=4, top_groups=2),
     "sqrt_softplus": lambda: nn.TopKRouter(16, 8, 2, score="sqrt_softplus", z_weight=0.001),
     "noisy": lambda: nn.TopKRouter(16, 8, 2, noisy=True, balance_weight=0.1),
@@ -142,6 +145,44 @@ def test_gshard_drops_second_choices_first():
     assert (inverse[:, 1] < 0).all()
 
 
+def random_second(seed, **capacity):
+    torch.manual_seed(1)
+    router = nn.TopKRouter(16, 8, 2, normalize=True, random_second=0.5, seed=seed, **capacity)
+    router.weight.data.normal_()
+    return router
+
+
+def test_a_second_choice_is_kept_with_the_probability_of_its_gate():
+    """Of tokens with gates about g, a share of min(1, g / 0.5) keeps its second expert; first choices all stay."""
+    x = torch.randn(20_000, 16)
+    routing = random_second(0)(x)
+    assert (routing.expert_ids[:, 0] >= 0).all()
+    kept, gate = routing.expert_ids[:, 1] >= 0, routing.gates[:, 1]
+    for low in (0.0, 0.1, 0.2, 0.3, 0.4):
+        these = (gate >= low) & (gate < low + 0.1)
+        expected, tolerance = gate[these].mean() / 0.5, 4 * (0.25 / these.sum()).sqrt()
+        assert (kept[these].float().mean() - expected).abs() < tolerance, low
+    assert torch.equal(routing.plan.counts.sum(), kept.sum() + len(x))
+
+
+def test_the_draw_of_a_second_choice_follows_seed_and_token_alone():
+    x = torch.randn(300, 16)
+    one, same, other = (random_second(seed)(x).expert_ids for seed in (0, 0, 1))
+    assert torch.equal(one, same)
+    assert not torch.equal(one, other)
+    assert torch.equal(one[100:], random_second(0)(x[100:]).expert_ids)
+
+
+def test_second_choices_that_were_drawn_away_take_no_place():
+    """The capacity is filled by what the draw has left."""
+    router = random_second(0, capacity_factor=1.0, min_capacity=1)
+    x = torch.randn(40, 16)
+    routing = router(x)
+    plan = nn.RoutePlan.from_expert_ids(routing.expert_ids, 8, capacity=10)
+    assert torch.equal(plan.inverse, routing.plan.inverse)
+    assert (routing.expert_ids < 0).any()
+
+
 def test_noisy_losses_are_those_of_the_gates():
     router = nn.TopKRouter(16, 8, 2, normalize=True, noisy=True, balance_weight=0.1, load_weight=0.0)
     routing = router(torch.randn(30, 16))
@@ -219,6 +260,8 @@ def test_state_dict_round_trip():
 ERRORS = [
     pytest.param(lambda: nn.TopKRouter(4, 2, 3), r"TopKRouter: top_k must be in \[1, 2\], got 3", id="top_k"),
     pytest.param(lambda: nn.TopKRouter(4, 2, score="tanh"), "score must be one of softmax", id="score"),
+    pytest.param(lambda: nn.TopKRouter(4, 8, 3, random_second=0.2), "top_k must be 2 with a random", id="second"),
+    pytest.param(lambda: nn.TopKRouter(4, 8, 2, random_second=0.0), "random_second must be above 0", id="threshold"),
     pytest.param(lambda: nn.TopKRouter(4, 8).update_bias(), "bias_rate must be given to balance", id="bias"),
     pytest.param(lambda: nn.HashRouter(TABLE, 8)(torch.rand(3, 4)), "token_ids must be given, got None", id="no ids"),
     pytest.param(lambda: nn.HashRouter(TABLE, 8)(torch.rand(3, 4), torch.zeros(2).int()), "one per row", id="length"),
