@@ -46,6 +46,11 @@ class Part:
     def num_chunks(self) -> int:
         return len(self.bounds) - 1
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether this is the only way."""
+        return len(self.halo_bounds[0]) == 2
+
 
 def spread(graph: CSR, num_ways: int, num_chunks: int) -> tuple[Tensor, Tensor]:
     """way [N] and chunk [N] of every node, int64.
