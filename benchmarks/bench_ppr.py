@@ -1,4 +1,11 @@
-"""ppr_neighbors and walk_neighbors: seeds per second, and how much of the exact neighbourhood is found."""
+"""ppr_neighbors and walk_neighbors: seeds per second, and how much of the exact neighbourhood is found.
+
+Share of the top 200 found at eps 1e-5, and speed there, of ways to make up for what forward push leaves: none 0.9899;
+one more push from every node above 0.8 (0.6) of its threshold 0.9903 at 0.76 of the speed (0.9928 at 0.49), which half
+the eps does as well (0.9938 at 0.49); residuals of the neighbours added to the 250 best 0.9961 at 0.2, because hubs are
+among them; the same around place 200 alone, from there outwards for at most an eighth of the work of pushing, 0.9914
+at about 0.9.
+"""
 
 from __future__ import annotations
 
@@ -36,18 +43,13 @@ def ppr_fine() -> harness.Figure:
     return seeds_per_second(1e-5)
 
 
-@harness.goal(CAPABILITY, f"PPR {SIZES}, eps 5e-6", at_least=5, unit="k seeds/s")
-def ppr_finer() -> harness.Figure:
-    return seeds_per_second(5e-6)
-
-
-@harness.goal(CAPABILITY, f"PPR {SIZES}, eps 5e-6: share of the exact top 200 found", at_least=0.99, unit="share")
+@harness.goal(CAPABILITY, f"PPR {SIZES}, eps 1e-5: share of the exact top 200 found", at_least=0.99, unit="share")
 def ppr_overlap() -> harness.Figure:
     graph, (seeds,) = rmat(16), batches(16, 1, 64)
     seeds = seeds[graph.in_degree()[seeds] > 0]
     exact = ppr_neighbors(graph, seeds, top_k=200, eps=1e-8)[0]
-    detail = [overlap(exact, ppr_neighbors(graph, seeds, top_k=200, eps=eps)[0]) for eps in (5e-6, 1e-5, 1e-4)]
-    return harness.Figure(detail[0], f"eps 1e-5: {detail[1]:.4f}, eps 1e-4: {detail[2]:.4f}; exact is eps 1e-8")
+    shares = [overlap(exact, ppr_neighbors(graph, seeds, top_k=200, eps=eps)[0]) for eps in (1e-5, 1e-4)]
+    return harness.Figure(shares[0], f"eps 1e-4: {shares[1]:.4f}; exact is eps 1e-8")
 
 
 @harness.goal(

@@ -77,10 +77,13 @@ STABLE_TORCH_LIBRARY(gossamer, m) {
       "Tensor[] time, int[] source_type, int[] target_type, int[] num_nodes, Tensor[] seeds, Tensor[] seed_time, "
       "float[] fanouts, int seed, bool replace, str temporal, int? window, bool disjoint, Tensor(a!) table, "
       "Tensor[] edge_ids) -> Tensor[]");
-  m.def("sample_bounds(Tensor rowptr, Tensor targets, float fanout, bool replace) -> Tensor");
   m.def(
-      "sample_rows(Tensor rowptr, Tensor col, Tensor? weight, Tensor? alias, Tensor? edge_ids, Tensor targets, "
-      "Tensor offsets, int num_edges, float fanout, int seed, int stream, bool replace) -> (Tensor, Tensor)");
+      "sample_bounds(Tensor rowptr, Tensor? time, Tensor targets, Tensor? tree, Tensor? seed_time, float fanout, "
+      "bool replace, int window) -> Tensor");
+  m.def(
+      "sample_rows(Tensor rowptr, Tensor col, Tensor? weight, Tensor? alias, Tensor? cumulative, Tensor? time, "
+      "Tensor? edge_ids, Tensor targets, Tensor? tree, Tensor? seed_time, Tensor offsets, int num_edges, "
+      "float fanout, int seed, int stream, bool replace, str temporal, int window) -> (Tensor, Tensor)");
   m.def("compress_rows(Tensor rowptr, Tensor col) -> (Tensor, Tensor, Tensor, Tensor)");
   m.def(
       "decompress_rows(Tensor codes, Tensor offsets, Tensor positions, Tensor bases, int num_edges) -> "
@@ -89,8 +92,8 @@ STABLE_TORCH_LIBRARY(gossamer, m) {
       "neighbor_sample_compressed(Tensor codes, Tensor offsets, Tensor positions, Tensor bases, Tensor seeds, "
       "float[] fanouts, int seed, bool replace, Tensor(a!) table) -> Tensor[]");
   m.def(
-      "ppr_neighbors(Tensor rowptr, Tensor col, Tensor seeds, int top_k, float alpha, float eps, int[] num_nodes) -> "
-      "(Tensor, Tensor)");
+      "ppr_neighbors(Tensor rowptr, Tensor col, Tensor seeds, int top_k, float alpha, float eps, bool is_symmetric, "
+      "int[] num_nodes) -> (Tensor, Tensor)");
   m.def(
       "walk_neighbors(Tensor rowptr, Tensor col, Tensor seeds, int top_k, int num_walks, int num_steps, float alpha, "
       "int seed, int[] num_nodes) -> (Tensor, Tensor)");

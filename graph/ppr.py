@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from weakref import WeakKeyDictionary
+
 import torch
 from torch import Tensor
 
@@ -20,7 +22,8 @@ def ppr_neighbors(
     P moves a walk from a node to one of its in-neighbours, each equally likely; a walk without one ends there. Forward
     push stops when every node u holds less than ``eps * in_degree(u)`` of the walks. To what has stopped until then the
     score adds alpha times what the node holds, and its share by degree of the walks that move on: the long run of walks
-    on an undirected graph. On undirected graphs a score is within ``eps * in_degree`` of pi.
+    on an undirected graph. On undirected graphs a score is within ``eps * in_degree`` of pi; and those next to the
+    top_k-th, whose order this leaves open, also add what their neighbours send them, for an eighth more work at most.
 
     Args:
         graph: in-neighbours in CSR form, on the CPU; weights are not used.
@@ -85,7 +88,9 @@ def push(
     _check(function, graph, top_k, alpha)
     if not 1e-9 <= eps < 1:
         raise ValueError(f"{function}: eps must be in [1e-9, 1), got {eps}")
-    return torch.ops.gossamer.ppr_neighbors(graph.rowptr, graph.col, seeds, top_k, alpha, eps, num_nodes)
+    return torch.ops.gossamer.ppr_neighbors(
+        graph.rowptr, graph.col, seeds, top_k, alpha, eps, _is_symmetric(graph), num_nodes
+    )
 
 
 def walk(
@@ -106,6 +111,30 @@ def walk(
     return torch.ops.gossamer.walk_neighbors(
         graph.rowptr, graph.col, seeds, top_k, num_walks, num_steps, alpha, _signed(seed), num_nodes
     )
+
+
+_SYMMETRIC: WeakKeyDictionary[CSR, bool] = WeakKeyDictionary()
+
+
+def _is_symmetric(graph: CSR) -> bool:
+    """Whether every edge also runs the other way, as often: told once per graph, by hashes of 64 bits."""
+    if graph not in _SYMMETRIC:
+        step, difference = 1 << 22, 0
+        for begin in range(0, graph.num_edges, step):
+            source = graph.col[begin : begin + step].long()
+            positions = torch.arange(begin, begin + source.numel())
+            target = torch.searchsorted(graph.rowptr, positions, right=True) - 1
+            difference += int(_edge_hash(source, target).sum() - _edge_hash(target, source).sum())
+        _SYMMETRIC[graph] = difference % 2**64 == 0
+    return _SYMMETRIC[graph]
+
+
+def _edge_hash(source: Tensor, target: Tensor) -> Tensor:
+    """A hash that depends on the direction: one round of SplitMix64's mixing in wrapping arithmetic."""
+    key = source * -0x61C8864680B583EB + target * -0x4B47D0C5A1F5D2E5
+    key = (key ^ (key >> 30)) * -0x40A7B892E31B1A47
+    key = (key ^ (key >> 27)) * -0x6B2FB644ECCEEE15
+    return key ^ (key >> 31)
 
 
 def _check(function: str, graph: CSR, top_k: int, alpha: float) -> None:

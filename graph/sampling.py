@@ -11,7 +11,7 @@ from torch import Tensor
 
 from gossamer.graph.compressed import CompressedCSR
 from gossamer.graph.csr import CSR, _col_dtype, _count_rows
-from gossamer.graph.sampling_device import sample_on_device
+from gossamer.graph.sampling_device import Rules, sample_on_device
 from gossamer.graph.sampling_index import SamplingIndex, _signed, prepare_relation
 
 __all__ = ["SampledSubgraph", "check_fanout", "check_seeds", "neighbor_sample"]
@@ -70,9 +70,9 @@ def neighbor_sample(
     ``seeds`` - so equal seeds give equal samples for any number of threads, whatever else is in the batch. What a graph
     needs for weights and times is prepared on the first call and kept; its tensors must not change afterwards.
 
-    Seeds on a GPU are sampled there, from a graph on that GPU or in pinned host memory: uniformly or by weights, in one
-    subgraph of all seeds, with the result that the CPU gives. (The last resort of weighted sampling compares logarithms
-    in double precision, which may round otherwise on a GPU.)
+    Seeds on a GPU are sampled there, from a graph on that GPU or in pinned host memory, with the result that the CPU
+    gives. (The last resort of weighted sampling compares logarithms in double precision, which may round otherwise on a
+    GPU.)
 
     Args:
         graph: in-neighbours in CSR form; a CompressedCSR can be sampled uniformly, in one subgraph of all seeds.
@@ -84,7 +84,8 @@ def neighbor_sample(
         replace: draw with replacement; a node with edges then always gets its full fan-out.
         weighted: choose edges in proportion to ``graph.weight`` (finite, not negative) instead of equally; without
             replacement one after the other, each in proportion among those left. Edges of weight 0 are never chosen.
-        seed_time: [num_seeds], int64; the tree of a seed has no edge with a later time. Implies disjoint trees.
+        seed_time: [num_seeds], integers, where the seeds are; the tree of a seed has no edge with a later time. Implies
+            disjoint trees.
         temporal: how to choose among the edges in time: ``uniform``; ``last``, the latest; ``recency``, in proportion
             to the rank by time, the oldest having rank 1 (times the weight, if weighted).
         window: with seed_time, the time of an edge must also be at least seed_time - window.
@@ -108,22 +109,26 @@ def neighbor_sample(
                 "neighbor_sample: graph must be a CSR for weights, times and disjoint trees, got a CompressedCSR"
             )
         return _sample_compressed(graph, seeds, fanouts, seed, replace)
-    if seeds.device.type != "cpu":
-        _check_device(graph, seeds, disjoint or seed_time is not None)
-        seeds = check_seeds("neighbor_sample", seeds, graph.num_nodes, on_cpu=False)
-        fanouts = [check_fanout("neighbor_sample", fanout) for fanout in fanouts]
-        out = sample_on_device(graph, seeds, fanouts, seed=seed, replace=replace, weighted=weighted)
-        return SampledSubgraph(out.node, out.row, out.col, out.edge, None, out.num_nodes, out.num_edges)
+    _check_device(graph, seeds)
+    on_cpu = seeds.device.type == "cpu"
+    seeds = check_seeds("neighbor_sample", seeds, graph.num_nodes, on_cpu=on_cpu)
+    fanouts = [check_fanout("neighbor_sample", fanout) for fanout in fanouts]
+    seed_time = None if seed_time is None else _check_times(seed_time, seeds)
+    trees = disjoint or seed_time is not None
     index = _index_of(graph, weighted, seed_time is not None, node_time)
+    if not on_cpu:
+        rules = Rules(seed, replace, temporal, -1 if window is None else window, seed_time, trees)
+        out = sample_on_device(index.relations[0], graph.num_nodes, seeds, fanouts, rules)
+        return SampledSubgraph(out.node, out.row, out.col, out.edge, out.batch, out.num_nodes, out.num_edges)
     raw = index.sample(
-        [check_seeds("neighbor_sample", seeds, graph.num_nodes)],
-        [[check_fanout("neighbor_sample", fanout) for fanout in fanouts]],
+        [seeds],
+        [fanouts],
         seed=seed,
         replace=replace,
         temporal=temporal,
         window=window,
-        seed_time=None if seed_time is None else [_check_times(seed_time, seeds)],
-        disjoint=disjoint or seed_time is not None,
+        seed_time=None if seed_time is None else [seed_time],
+        disjoint=trees,
     )
     return SampledSubgraph(raw.node[0], *raw.edges[0], raw.batch[0], raw.num_nodes[0], raw.num_edges[0])
 
@@ -157,10 +162,11 @@ def _check_choice(
         raise ValueError(f"neighbor_sample: window must be at least 0, got {window}")
 
 
-def _check_device(graph: CSR, seeds: Tensor, trees: bool) -> None:
-    if trees:
-        raise ValueError(f"neighbor_sample: seeds must be on the CPU for times and disjoint trees, got {seeds.device}")
-    if graph.device != seeds.device and not (graph.rowptr.is_pinned() and graph.col.is_pinned()):
+def _check_device(graph: CSR, seeds: Tensor) -> None:
+    if seeds.device.type == "cpu" and graph.device.type != "cpu":
+        raise ValueError(f"neighbor_sample: graph must be on the CPU like the seeds, got {graph.device}")
+    pinned = graph._row_pointers.is_pinned() and graph.col.is_pinned()
+    if seeds.device.type != "cpu" and graph.device != seeds.device and not pinned:
         raise ValueError(
             f"neighbor_sample: graph must be on {seeds.device} like the seeds or in pinned memory, got {graph.device}"
         )
@@ -180,10 +186,10 @@ def check_seeds(function: str, seeds: Tensor, num_nodes: int, *, on_cpu: bool = 
 
 
 def _check_times(seed_time: Tensor, seeds: Tensor) -> Tensor:
-    if seed_time.shape != seeds.shape or seed_time.is_floating_point():
+    if seed_time.shape != seeds.shape or seed_time.is_floating_point() or seed_time.device != seeds.device:
         raise ValueError(
-            "neighbor_sample: seed_time must be one integer per seed, "
-            f"got shape {list(seed_time.shape)} of {seed_time.dtype}"
+            f"neighbor_sample: seed_time must be one integer per seed on {seeds.device}, "
+            f"got shape {list(seed_time.shape)} of {seed_time.dtype} on {seed_time.device}"
         )
     return seed_time.to(torch.int64).contiguous()
 
@@ -203,8 +209,6 @@ def _index_of(graph: CSR, weighted: bool, timed: bool, node_time: Tensor | None)
 
 
 def _prepare(graph: CSR, weighted: bool, timed: bool, node_time: Tensor | None) -> SamplingIndex:
-    if graph.rowptr.device.type != "cpu":
-        raise ValueError(f"neighbor_sample: graph must be on the CPU like the seeds, got {graph.rowptr.device}")
     if weighted and graph.weight is None:
         raise ValueError("neighbor_sample: graph must have weights for weighted=True, got None")
     time = graph.time
@@ -223,5 +227,6 @@ def _prepare(graph: CSR, weighted: bool, timed: bool, node_time: Tensor | None) 
         edge_ids=graph.edge_ids,
         weight=graph.weight if weighted else None,
         time=time.to(torch.int64) if timed and time is not None else None,
+        row_pointers=graph._row_pointers,
     )
     return SamplingIndex([relation], [graph.num_nodes])

@@ -18,10 +18,10 @@ class Relation:
     """The edges of one type, ready to be sampled: row i lists the sources of the edges into target i.
 
     Args:
-        rowptr: [num_targets + 1], int64.
+        rowptr: [num_targets + 1], int64, or the lines of a compact graph, [num_lines, 32], int16.
         col: [num_edges], int32 or int64.
         edge_ids: [num_edges], int64, the caller's number of each edge; None where that is its position.
-        weight: [num_edges], float32, with ``alias`` [num_edges], int64 (see alias_table.h).
+        weight: [num_edges], float32, with ``alias`` [2, num_edges], int32 (AliasTable of laws.h).
         time: [num_edges], int64, ascending within each row; with weights also ``cumulative`` [num_edges], float64.
         source_type, target_type: numbers of the node types.
     """
@@ -46,8 +46,12 @@ def prepare_relation(
     time: Tensor | None = None,
     source_type: int = 0,
     target_type: int = 0,
+    row_pointers: Tensor | None = None,
 ) -> Relation:
-    """Sort the edges of every row by time, stably and only if they are not sorted yet, and tabulate the weights."""
+    """Sort the edges of every row by time, stably and only if they are not sorted yet, and tabulate the weights.
+
+    The tensors may be on a GPU, or pinned: then so is what is made here. ``row_pointers`` is what to keep of rowptr.
+    """
     if time is not None and (order := _time_order(rowptr, time)) is not None:
         col, time = col[order], time[order]
         weight = None if weight is None else weight[order]
@@ -55,17 +59,25 @@ def prepare_relation(
     alias = cumulative = None
     if weight is not None:
         weight = checked_weight(weight)
-        alias = torch.ops.gossamer.alias_table(rowptr, weight)
-        cumulative = None if time is None else torch.ops.gossamer.cumulative_weights(rowptr, weight)
-    time = None if time is None else time.contiguous()
-    return Relation(
-        rowptr.contiguous(), col.contiguous(), edge_ids, weight, alias, cumulative, time, source_type, target_type
-    )
+        on_cpu = (rowptr.cpu(), weight.cpu())
+        alias = torch.ops.gossamer.alias_table(*on_cpu)
+        cumulative = None if time is None else torch.ops.gossamer.cumulative_weights(*on_cpu)
+    rows = rowptr if row_pointers is None else row_pointers
+    values = (_beside(rowptr, tensor) for tensor in (edge_ids, weight, alias, cumulative, time))
+    return Relation(rows.contiguous(), _beside(rowptr, col), *values, source_type, target_type)
+
+
+def _beside(rowptr: Tensor, tensor: Tensor | None) -> Any:
+    """The tensor, contiguous, on the device or in the pinned memory of rowptr."""
+    if tensor is None:
+        return None
+    tensor = tensor.to(rowptr.device).contiguous()
+    return tensor.pin_memory() if rowptr.is_pinned() and not tensor.is_pinned() else tensor
 
 
 def _time_order(rowptr: Tensor, time: Tensor) -> Tensor | None:
     """Positions of the edges by row, then time; None if they stand so already."""
-    rows = torch.repeat_interleave(torch.arange(rowptr.numel() - 1), rowptr.diff())
+    rows = torch.repeat_interleave(torch.arange(rowptr.numel() - 1, device=rowptr.device), rowptr.diff())
     if bool(((time[1:] >= time[:-1]) | (rows[1:] != rows[:-1])).all()):
         return None
     order = torch.sort(time, stable=True).indices
@@ -176,7 +188,7 @@ def _signed(seed: int) -> int:
 
 @torch.library.register_fake("gossamer::alias_table")
 def _(rowptr: Tensor, weight: Tensor) -> Tensor:
-    return rowptr.new_empty(weight.shape[0])
+    return rowptr.new_empty(2, weight.shape[0], dtype=torch.int32)
 
 
 @torch.library.register_fake("gossamer::cumulative_weights")

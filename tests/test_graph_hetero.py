@@ -60,7 +60,7 @@ def test_every_type_has_its_own_head():
     for name, size in SIZES.items():
         node, score = whole[name]
         assert torch.equal(head[name][0], node[:, :3])
-        assert torch.equal(head[name][1], score[:, :3])
+        torch.testing.assert_close(head[name][1], score[:, :3], rtol=0, atol=1e-5 * int(graph.graph.in_degree().max()))
         assert bool((score.diff(dim=1) <= 0).all())
         assert bool((node < size).all())
         assert bool((node[:, size:] == -1).all())

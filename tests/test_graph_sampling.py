@@ -145,7 +145,8 @@ def test_alias_tables_hold_the_weights():
     weights = torch.rand(1000, generator=generator())
     weights[::7] = 0
     table = torch.ops.gossamer.alias_table(torch.tensor([0, 1000]), weights)
-    keep, other = (table >> 32) & 0xFFFFFFFF, table & 0xFFFFFFFF
+    first, second = table.long() & 0xFFFFFFFF
+    keep, other = first >> 16 << 16 | second >> 16, (second & 0xFFFF) << 16 | first & 0xFFFF
     mass = keep.double().index_add(0, other, (2**32 - keep).double())
     torch.testing.assert_close(mass / 2**32, weights.double() / weights.double().mean(), rtol=1e-6, atol=1e-6)
     assert bool((mass[::7] == 0).all())

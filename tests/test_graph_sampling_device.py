@@ -2,10 +2,11 @@
 
 import pytest
 import torch
-from sampling_problem import copies, random_graph
+from sampling_problem import MODES, copies, random_graph
 
 from gossamer.graph import CSR, neighbor_sample
-from gossamer.graph.sampling_device import sample_on_device
+from gossamer.graph.sampling import _index_of
+from gossamer.graph.sampling_device import Rules, sample_on_device
 
 FANOUTS = [
     pytest.param([3], id="one hop"),
@@ -14,47 +15,53 @@ FANOUTS = [
     pytest.param([40], id="more than most rows have"),
     pytest.param([], id="no hop"),
 ]
-MODES = [
-    pytest.param(replace, weighted, id=f"{'weighted' if weighted else 'uniform'}{', replace' if replace else ''}")
-    for replace in (False, True)
-    for weighted in (False, True)
-]
 
 
-def assert_same(graph: CSR, seeds: torch.Tensor, fanouts: list[float], device: str, **options) -> None:
-    expected = neighbor_sample(graph, seeds, fanouts, **options)
-    options = {"replace": False, "weighted": False} | options
-    found = sample_on_device(graph.to(device), seeds.to(device), fanouts, **options)
-    for name in ("node", "row", "col", "edge"):
-        assert torch.equal(getattr(found, name).cpu(), getattr(expected, name)), name
+def assert_same(graph: CSR, seeds: torch.Tensor, fanouts: list[float], device: str, seed: int, options: dict) -> None:
+    options = {**options, "seed_time": (seeds * 7) % 100} if options.get("timed") else dict(options)
+    timed = options.pop("timed", False)
+    expected = neighbor_sample(graph, seeds, fanouts, seed=seed, **options)
+    index = _index_of(graph.to(device), options.pop("weighted", False), timed, None)
+    if timed:
+        options |= {"seed_time": options["seed_time"].to(device), "disjoint": True}
+    found = sample_on_device(index.relations[0], graph.num_nodes, seeds.to(device), fanouts, Rules(seed, **options))
+    for name in ("node", "row", "col", "edge", "batch"):
+        ours, theirs = getattr(found, name), getattr(expected, name)
+        assert (ours is None) == (theirs is None), name
+        assert ours is None or torch.equal(ours.cpu(), theirs), name
     assert found.num_nodes == expected.num_sampled_nodes
     assert found.num_edges == expected.num_sampled_edges
 
 
-@pytest.mark.parametrize(("replace", "weighted"), MODES)
+@pytest.mark.parametrize("options", MODES)
 @pytest.mark.parametrize("fanouts", FANOUTS)
 @pytest.mark.parametrize("dtype", [torch.int32, torch.int64])
-def test_same_sample_as_the_cpu(dtype, fanouts, replace, weighted, device):
+def test_same_sample_as_the_cpu(dtype, fanouts, options, device):
     full = random_graph(400, 6000)
     weight = full.weight.where(torch.arange(6000) % 3 > 0, torch.tensor(0.0))  # a third is never chosen
-    graph = CSR(full.rowptr, full.col.to(dtype), num_nodes=400, weight=weight, edge_ids=full.edge_ids)
+    graph = CSR(full.rowptr, full.col.to(dtype), num_nodes=400, weight=weight, time=full.time, edge_ids=full.edge_ids)
     seeds = torch.tensor([7, 0, 399, 30, 7, *range(100, 160)])  # 7 twice; 399 has no edge
-    assert_same(graph, seeds, fanouts, device, seed=-3, replace=replace, weighted=weighted)
+    assert_same(graph, seeds, fanouts, device, -3, options)
 
 
 @pytest.mark.parametrize("replace", [False, True])
 def test_rows_that_end_in_the_scan(replace, device):
     """One edge takes nearly all the weight: the rest is drawn by keys, in a row and again in the next ones."""
-    graph = copies([1e9, 1.0, 2.0, 0.0, 3.0, 1.0], 300)
-    assert_same(graph, torch.arange(300), [4], device, seed=2, weighted=True, replace=replace)
-    assert_same(copies([0.0] * 5, 9), torch.arange(9), [2], device, seed=2, weighted=True, replace=replace)
+    options = {"weighted": True, "replace": replace}
+    assert_same(copies([1e9, 1.0, 2.0, 0.0, 3.0, 1.0], 300), torch.arange(300), [4], device, 2, options)
+    assert_same(copies([0.0] * 5, 9), torch.arange(9), [2], device, 2, options)
 
 
-def test_no_seeds_and_no_edges(device):
-    graph = random_graph(50, 300)
-    assert_same(graph, torch.empty(0, dtype=torch.int64), [3, 2], device, seed=0)
-    assert_same(CSR(torch.zeros(4, dtype=torch.int64), torch.empty(0, dtype=torch.int64), num_nodes=3),
-                torch.tensor([2, 0]), [3, -1], device, seed=0)  # fmt: skip
+@pytest.mark.parametrize("disjoint", [False, True])
+def test_no_seeds_and_no_edges(disjoint, device):
+    options = {"disjoint": disjoint}
+    assert_same(random_graph(50, 300), torch.empty(0, dtype=torch.int64), [3, 2], device, 0, options)
+    empty = CSR(torch.zeros(4, dtype=torch.int64), torch.empty(0, dtype=torch.int64), num_nodes=3)
+    assert_same(empty, torch.tensor([2, 0]), [3, -1], device, 0, options)
+
+
+def test_compact_row_pointers(device):
+    assert_same(random_graph(400, 6000).compact(), torch.arange(50), [4, 3], device, 0, {"weighted": True})
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -69,31 +76,24 @@ def test_pinned_graphs_are_sampled_from_where_they_are():
         assert torch.equal(found.edge.cpu(), expected.edge)
 
 
-WRONG = [
-    pytest.param({}, r"graph must be on meta like the seeds or in pinned memory, got cpu", id="graph elsewhere"),
-    pytest.param({"disjoint": True}, "seeds must be on the CPU for times and disjoint trees, got meta", id="disjoint"),
-    pytest.param({"seed_time": torch.tensor([0])}, "seeds must be on the CPU for times", id="times"),
-]
+def test_what_devices_refuse():
+    message = "neighbor_sample: graph must be on meta like the seeds or in pinned memory, got cpu"
+    with pytest.raises(ValueError, match=message):
+        neighbor_sample(random_graph(9, 9), torch.tensor([0], device="meta"), [1], seed=0)
+    with pytest.raises(ValueError, match=r"seed_time must be one integer per seed on cpu, got .* on meta"):
+        neighbor_sample(random_graph(9, 9), torch.tensor([0]), [1], seed=0, seed_time=torch.zeros(1, device="meta"))
 
 
-@pytest.mark.parametrize(("options", "message"), WRONG)
-def test_what_devices_refuse(options, message):
-    with pytest.raises(ValueError, match=f"neighbor_sample: {message}"):
-        neighbor_sample(random_graph(9, 9), torch.tensor([0], device="meta"), [1], seed=0, **options)
-
-
-def test_unweighted_graphs_are_refused(device):
-    graph = CSR(torch.tensor([0, 1, 1]), torch.tensor([1]), num_nodes=2).to(device)
-    with pytest.raises(ValueError, match="neighbor_sample: graph must have weights"):
-        sample_on_device(graph, torch.tensor([0], device=device), [1], seed=0, replace=False, weighted=True)
-
-
-def test_opcheck(device):
+@pytest.mark.parametrize("timed", [False, True])
+def test_opcheck(timed, device):
     graph = random_graph(50, 300).to(device)
+    relation = _index_of(graph, True, True, None).relations[0]
     targets = torch.tensor([3, 7], device=device)
-    torch.library.opcheck(torch.ops.gossamer.sample_bounds.default, (graph.rowptr, targets, 2.0, False))
-    bounds = torch.ops.gossamer.sample_bounds(graph.rowptr, targets, 2.0, False)
-    offsets = torch.nn.functional.pad(bounds.cumsum(0), (1, 0))
-    arguments = (graph.rowptr, graph.col, None, None, graph.edge_ids, targets, offsets, int(offsets[-1]), 2.0, 0, 0,
-                 False)  # fmt: skip
+    trees = (torch.tensor([0, 1], device=device), torch.tensor([50, 60], device=device)) if timed else (None, None)
+    bounding = (graph.rowptr, relation.time, targets, *trees, 2.0, False, -1)
+    torch.library.opcheck(torch.ops.gossamer.sample_bounds.default, bounding)
+    offsets = torch.nn.functional.pad(torch.ops.gossamer.sample_bounds(*bounding).cumsum(0), (1, 0))
+    arguments = (relation.rowptr, relation.col, relation.weight, relation.alias, relation.cumulative, relation.time,
+                 relation.edge_ids, targets, *trees, offsets, int(offsets[-1]), 2.0, 0, 0, False, "recency",
+                 -1)  # fmt: skip
     torch.library.opcheck(torch.ops.gossamer.sample_rows.default, arguments)

@@ -9,26 +9,33 @@
 
 namespace gossamer::sampling {
 
-// A position keeps its proposal with the probability in the upper 32 bits, else gives it to the row offset in the
-// lower.
-inline uint64_t alias_entry(double keep, int64_t other) {
-  const double scaled = std::min(keep * 0x1p32, 0x1p32 - 1);
-  return static_cast<uint64_t>(scaled) << 32 | static_cast<uint64_t>(other);
-}
+// Where the table of one row is written (AliasTable of laws.h).
+struct AliasRow {
+  uint32_t* first;
+  uint32_t* second;
 
-// Fills alias[row] from weight[row] for rows in [begin, end), by the method of Vose 1991. A row without mass gets
-// kNoMass; a position of weight 0 is never drawn, whatever the rounding.
-inline void alias_table(const int64_t* rowptr, const float* weight, uint64_t* alias, int64_t begin, int64_t end) {
+  // Position i keeps its proposal with probability `keep`, else gives it to row offset `other`.
+  void set(int64_t i, double keep, int64_t other) const {
+    const uint32_t scaled = static_cast<uint32_t>(std::min(keep * 0x1p32, 0x1p32 - 1));
+    first[i] = (scaled & 0xffff0000) | (other & 0xffff);
+    second[i] = scaled << 16 | static_cast<uint32_t>(other) >> 16;
+  }
+};
+
+// Fills the tables of rows [begin, end) from weight[num_edges], by the method of Vose 1991. A position of weight 0 is
+// never drawn, whatever the rounding.
+inline void alias_table(const int64_t* rowptr, const float* weight, uint32_t* first, uint32_t* second, int64_t begin,
+                        int64_t end) {
   std::vector<double> share;
   std::vector<int64_t> small, large;
   for (int64_t r = begin; r < end; ++r) {
     const float* w = weight + rowptr[r];
-    uint64_t* out = alias + rowptr[r];
+    const AliasRow out{first + rowptr[r], second + rowptr[r]};
     const int64_t size = rowptr[r + 1] - rowptr[r];
     double total = 0;
     for (int64_t i = 0; i < size; ++i) total += w[i];
     if (!(total > 0)) {
-      std::fill_n(out, size, kNoMass);
+      for (int64_t i = 0; i < size; ++i) out.set(i, 0, i);
       continue;
     }
     share.assign(w, w + size);
@@ -39,14 +46,14 @@ inline void alias_table(const int64_t* rowptr, const float* weight, uint64_t* al
     while (!small.empty() && !large.empty()) {
       const int64_t i = small.back(), other = large.back();
       small.pop_back();
-      out[i] = alias_entry(share[i], other);
+      out.set(i, share[i], other);
       share[other] -= 1 - share[i];
       if (share[other] >= 1) continue;
       large.pop_back();
       small.push_back(other);
     }
-    for (const int64_t i : large) out[i] = alias_entry(1, i);
-    for (const int64_t i : small) out[i] = w[i] > 0 ? alias_entry(1, i) : alias_entry(0, heaviest);
+    for (const int64_t i : large) out.set(i, 1, i);
+    for (const int64_t i : small) out.set(i, w[i] > 0, w[i] > 0 ? i : heaviest);
   }
 }
 

@@ -10,12 +10,13 @@ constexpr int64_t kGrainRows = 1024;
 Tensor alias_table_cpu(const Tensor& rowptr, const Tensor& weight) {
   GOSSAMER_CHECK_TENSOR(rowptr, 1, "alias_table");
   GOSSAMER_CHECK_TENSOR(weight, 1, "alias_table");
-  Tensor alias = torch::stable::new_empty(rowptr, {weight.numel()});
+  const int64_t num_edges = weight.numel();
+  Tensor alias = torch::stable::new_empty(rowptr, {2, num_edges}, ScalarType::Int);
   const int64_t* offsets = rowptr.const_data_ptr<int64_t>();
   const float* weights = weight.const_data_ptr<float>();
-  uint64_t* out = reinterpret_cast<uint64_t*>(alias.mutable_data_ptr<int64_t>());
+  uint32_t* out = reinterpret_cast<uint32_t*>(alias.mutable_data_ptr<int32_t>());
   torch::stable::parallel_for(0, rowptr.numel() - 1, kGrainRows, [&](int64_t begin, int64_t end) {
-    sampling::alias_table(offsets, weights, out, begin, end);
+    sampling::alias_table(offsets, weights, out, out + num_edges, begin, end);
   });
   return alias;
 }

@@ -57,8 +57,8 @@ struct Sample {
 template <typename Visit>
 void for_each_row(const Relation& relation, const int64_t* targets, int64_t size, const Visit& visit) {
   for (int64_t i = 0; i < size; ++i) {
-    if (i + kPrefetchAhead < size) __builtin_prefetch(relation.rowptr + targets[i + kPrefetchAhead]);
-    visit(i, Row{relation.rowptr[targets[i]], relation.rowptr[targets[i] + 1]});
+    if (i + kPrefetchAhead < size) __builtin_prefetch(relation.rows.address(targets[i + kPrefetchAhead]));
+    visit(i, relation.rows.row(targets[i]));
   }
 }
 
@@ -89,19 +89,18 @@ inline bool sample_block(const Request& request, const Relation& relation, RowSa
   });
   int64_t bound = 0;
   for (int64_t i = 0; i < num_targets; ++i) {
-    rows[i] = time ? RowSampler::visible(relation, full[i], *time, request.window) : full[i];
+    rows[i] = time ? visible(relation, full[i], *time, request.window) : full[i];
     bound += sampler.bound(relation, rows[i]);
   }
   block.position = std::make_unique_for_overwrite<int64_t[]>(bound);
   block.source = std::make_unique_for_overwrite<int64_t[]>(bound);
-  for (int64_t i = 0; i < num_targets; ++i) {
-    if (const int64_t next = i + kRowsAhead; next < num_targets) {
-      const bool whole = rows[next].size() == full[next].size();
-      sampler.prefetch(relation, rows[next], whole, Random(seed, stream, targets[next]));
-    }
-    const Random random(seed, stream, targets[i]);
-    block.count[i] = sampler.sample(relation, rows[i], full[i], random, block.position.get() + block.size);
-    block.size += block.count[i];
+  for (int64_t i = 0; i < num_targets + kRowsAhead; ++i) {
+    if (i < num_targets) sampler.prepare(i, relation, rows[i], full[i], Random(seed, stream, targets[i]));
+    const int64_t r = i - kRowsAhead;
+    if (r < 0) continue;
+    const Random random(seed, stream, targets[r]);
+    block.count[r] = sampler.sample(r, relation, rows[r], full[r], random, block.position.get() + block.size);
+    block.size += block.count[r];
   }
   return read_sources(relation, block.position.get(), block.size, request.num_nodes[relation.source_type],
                       block.source.get());

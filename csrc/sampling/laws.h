@@ -5,7 +5,8 @@
 // sampling law, the same as Efraimidis and Spirakis 2006 (algorithm A); after a bounded number of rejections the rest
 // is drawn by their exponential keys in a scan of the row, which continues the same law exactly. Whoever draws brings
 // `chosen`, a set of row offsets with insert(offset), false where it was there already, and
-// `scan(law, row, count, random, out)`, which draws outside that set and returns how many there were.
+// `scan(law, row, count, draws, out)`, which draws outside that set and returns how many there were. `Draws` is Random,
+// or what gives the same numbers.
 #pragma once
 
 #include <cmath>
@@ -42,38 +43,54 @@ GOSSAMER_HOST_DEVICE inline bool takes_all(double fanout, int64_t size, int64_t 
 struct UniformLaw {
   Row row;
   GOSSAMER_HOST_DEVICE bool has_mass() const { return row.size() > 0; }
-  GOSSAMER_HOST_DEVICE int64_t propose(Random& random) const {
-    return row.begin + static_cast<int64_t>(random.below(row.size()));
+  template <typename Draws>
+  GOSSAMER_HOST_DEVICE int64_t propose(Draws& draws) const {
+    return row.begin + static_cast<int64_t>(draws.below(row.size()));
   }
   GOSSAMER_HOST_DEVICE double weight(int64_t) const { return 1; }
 };
 
-constexpr uint64_t kNoMass = ~uint64_t{0};
+// An alias table (Walker 1977): the probability that a position keeps its proposal, times 2^32, and the row offset that
+// gets the proposal otherwise. Upper halves of all probabilities and lower halves of all offsets stand in `first`, the
+// other halves in `second`, which is read once in 2^16 proposals and in rows of more than 2^16 edges: what sampling
+// needs in the cache is 4 bytes per edge. A proposal that is given to its own position is void: in a row without mass
+// all are.
+struct AliasTable {
+  const uint32_t* first = nullptr;
+  const uint32_t* second = nullptr;
+};
 
-// The whole row in proportion to its weights, in constant time (Walker 1977): each entry holds the probability that it
-// keeps its proposal, times 2^32, above the row offset that gets the proposal otherwise.
+// The whole row in proportion to its weights, in constant time.
 struct AliasLaw {
   Row row;
-  const uint64_t* alias;
+  AliasTable alias;
   const float* weights;
   // A look at the table would be a cache miss: propose() does it.
   GOSSAMER_HOST_DEVICE bool has_mass() const { return row.size() > 0; }
-  GOSSAMER_HOST_DEVICE int64_t propose(Random& random) const {
+
+  template <typename Draws>
+  GOSSAMER_HOST_DEVICE int64_t propose(Draws& draws) const {
     uint32_t coin;
-    const int64_t position = row.begin + static_cast<int64_t>(random.below(row.size(), &coin));
-    const uint64_t entry = alias[position];
-    if (entry == kNoMass) return -1;
-    return coin < entry >> 32 ? position : row.begin + static_cast<int64_t>(entry & 0xffffffff);
+    const int64_t position = row.begin + static_cast<int64_t>(draws.below(row.size(), &coin));
+    uint32_t keep = alias.first[position] & 0xffff0000, other = alias.first[position] & 0xffff;
+    if (coin >> 16 == keep >> 16 || row.size() > 0x10000) {
+      keep |= alias.second[position] >> 16;
+      other |= alias.second[position] << 16;
+    }
+    const int64_t receiver = row.begin + other;  // chosen without a branch: it is a coin flip
+    const int64_t taken = receiver == position ? -1 : receiver;
+    return coin < keep ? position : taken;
   }
+
   GOSSAMER_HOST_DEVICE double weight(int64_t position) const { return weights[position]; }
 };
 
 // A uniform subset of `count` positions in `count` draws (Bentley and Floyd 1987, A sample of brilliance).
-template <typename Chosen>
-GOSSAMER_HOST_DEVICE int64_t floyd(Row row, int64_t count, Random& random, Chosen& chosen, int64_t* out) {
+template <typename Draws, typename Chosen>
+GOSSAMER_HOST_DEVICE int64_t floyd(Row row, int64_t count, Draws& draws, Chosen& chosen, int64_t* out) {
   for (int64_t i = 0; i < count; ++i) {
     const int64_t newest = row.size() - count + i;
-    int64_t offset = static_cast<int64_t>(random.below(newest + 1));
+    int64_t offset = static_cast<int64_t>(draws.below(newest + 1));
     if (!chosen.insert(offset)) chosen.insert(offset = newest);
     out[i] = row.begin + offset;
   }
@@ -81,31 +98,34 @@ GOSSAMER_HOST_DEVICE int64_t floyd(Row row, int64_t count, Random& random, Chose
 }
 
 // `count` positions with replacement; none if no position has any weight.
-template <typename Law, typename Scan>
-GOSSAMER_HOST_DEVICE int64_t repeat(const Law& law, Row row, int64_t count, Random& random, const Scan& scan,
+template <typename Law, typename Draws, typename Scan>
+GOSSAMER_HOST_DEVICE int64_t repeat(const Law& law, Row row, int64_t count, Draws& draws, const Scan& scan,
                                     int64_t* out) {
   for (int64_t i = 0; i < count; ++i) {
     int64_t position = -1;
-    for (int left = law.has_mass() ? 32 : 0; position < 0 && left > 0; --left) position = law.propose(random);
-    if (position < 0 && scan(law, row, 1, random, &position) == 0) return 0;
+    for (int left = law.has_mass() ? 32 : 0; position < 0 && left > 0; --left) position = law.propose(draws);
+    if (position < 0 && scan(law, row, 1, draws, &position) == 0) return 0;
     out[i] = position;
   }
   return count;
 }
 
 // At most `count` positions without replacement, one after the other in proportion to the weights left.
-template <typename Law, typename Chosen, typename Scan>
-GOSSAMER_HOST_DEVICE int64_t successive(const Law& law, Row row, int64_t count, Random& random, Chosen& chosen,
+template <typename Law, typename Draws, typename Chosen, typename Scan>
+GOSSAMER_HOST_DEVICE int64_t successive(const Law& law, Row row, int64_t count, Draws& draws, Chosen& chosen,
                                         const Scan& scan, int64_t* out) {
   int64_t size = 0;
   for (int64_t left = law.has_mass() ? 4 * count + 8 : 0; size < count && left > 0; --left) {
-    const int64_t position = law.propose(random);
+    const int64_t position = law.propose(draws);
     if (position >= 0 && chosen.insert(position - row.begin)) out[size++] = position;
   }
-  return size == count ? count : size + scan(law, row, count - size, random, out + size);
+  return size == count ? count : size + scan(law, row, count - size, draws, out + size);
 }
 
 // The exponential key of a position: the smallest are drawn first.
-GOSSAMER_HOST_DEVICE inline double scan_key(double weight, Random& random) { return -log(random.uniform()) / weight; }
+template <typename Draws>
+GOSSAMER_HOST_DEVICE double scan_key(double weight, Draws& draws) {
+  return -log(draws.uniform()) / weight;
+}
 
 }  // namespace gossamer::sampling

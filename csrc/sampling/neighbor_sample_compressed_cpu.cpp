@@ -20,23 +20,26 @@ std::vector<Tensor> neighbor_sample_compressed_cpu(const Tensor& codes, const Te
   for (const Tensor& tensor : {codes, offsets, positions, bases, seeds}) {
     GOSSAMER_CHECK_TENSOR(tensor, 1, "neighbor_sample_compressed");
   }
-  CompressedRequest request;
-  request.rows = {codes.const_data_ptr<uint8_t>(), offsets.const_data_ptr<int64_t>(),
-                  reinterpret_cast<const uint32_t*>(positions.const_data_ptr<int32_t>()),
-                  bases.const_data_ptr<int64_t>(), positions.numel() - 1};
-  request.read_columns = GOSSAMER_SELECT_ISA(read_columns);
+  const CompressedRows rows{codes.const_data_ptr<uint8_t>(), offsets.const_data_ptr<int64_t>(),
+                            reinterpret_cast<const uint32_t*>(positions.const_data_ptr<int32_t>()),
+                            bases.const_data_ptr<int64_t>(), positions.numel() - 1};
   const int64_t* first = seeds.const_data_ptr<int64_t>();
-  request.seeds.assign(first, first + seeds.numel());
-  for (const int64_t node : request.seeds) {
-    GOSSAMER_CHECK(0 <= node && node < request.rows.num_nodes,
+  Request request;
+  request.relations.resize(1);
+  request.num_nodes = {rows.num_nodes};
+  request.seeds = {std::vector<int64_t>(first, first + seeds.numel())};
+  for (const int64_t node : request.seeds[0]) {
+    GOSSAMER_CHECK(0 <= node && node < rows.num_nodes,
                    "neighbor_sample_compressed: seeds must be in [0, num_nodes), got ", node);
   }
+  request.num_hops = static_cast<int64_t>(fanouts.size());
   request.fanouts = std::move(fanouts);
   request.seed = static_cast<uint64_t>(seed);
   request.replace = replace;
+  const ReadColumns read = GOSSAMER_SELECT_ISA(read_columns);
   constexpr auto kName = "neighbor_sample_compressed";
-  const Sample sample = sample_with_table(table, request.rows.num_nodes, kName, [&](uint32_t* entries, uint32_t base) {
-    return sample_compressed(request, entries, base, Parallel{});
+  const Sample sample = sample_with_table(table, rows.num_nodes, kName, [&](uint32_t* entries, uint32_t base) {
+    return sample_shared(request, entries, base, Parallel{}, [&] { return CodedRows(request, rows, read); });
   });
   GOSSAMER_CHECK(sample.valid, "neighbor_sample_compressed: codes must hold columns in [0, num_nodes)");
   return pack(sample, {nullptr});

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "sampling/block.h"
+#include "sampling/sample_row.h"
 
 namespace gossamer::sampling {
 
@@ -89,7 +90,7 @@ class TreeSampler {
     for (TreeIds& ids : ids_) ids.start();
     ids_[type].relabel(&seed, 1, tree.node[type]);
     end_hop(tree);
-    const uint64_t random_seed = mix_bits(request_.seed + kGoldenRatio * (number + 1));
+    const uint64_t random_seed = RowRules::tree_seed(request_.seed, number);
     bool valid = true;
     for (int64_t hop = 0; hop < request_.num_hops && valid; ++hop) {
       for (size_t r = 0; r < hops_[hop].size() && valid; ++r) valid = grow_block(tree, hop, r, time, random_seed);

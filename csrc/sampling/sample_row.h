@@ -3,22 +3,34 @@
 #pragma once
 
 #include <cstdint>
+#include <type_traits>
 
-#include "sampling/laws.h"
+#include "sampling/relation.h"
 
 namespace gossamer::sampling {
 
-// A row's graph and what is to be drawn from it; weight and alias are null for a uniform choice.
-template <typename index_t>
-struct RowRequest {
-  const int64_t* rowptr;
-  const index_t* col;
-  const float* weight;
-  const uint64_t* alias;
-  const int64_t* edge_ids;  // may be null: the positions
-  double fanout;
+// How rows are sampled. With `tree` each target belongs to a seed's tree with randomness, and perhaps a time, of its
+// own.
+struct RowRules {
+  const int64_t* tree;       // [num_targets] or null
+  const int64_t* seed_time;  // [num_trees] or null
+  int64_t window;
   uint64_t seed, stream;
   bool replace;
+  Temporal temporal;
+
+  // Tree t draws from another seed.
+  GOSSAMER_HOST_DEVICE static uint64_t tree_seed(uint64_t seed, int64_t t) {
+    return mix_bits(seed + kGoldenRatio * static_cast<uint64_t>(t + 1));
+  }
+
+  GOSSAMER_HOST_DEVICE Random random(int64_t target_number, int64_t target) const {
+    return Random(tree == nullptr ? seed : tree_seed(seed, tree[target_number]), stream, target);
+  }
+
+  GOSSAMER_HOST_DEVICE Row visible_row(const Relation& from, Row full, int64_t target_number) const {
+    return seed_time == nullptr ? full : visible(from, full, seed_time[tree[target_number]], window);
+  }
 };
 
 // The set of the row offsets that were written to `out`: whoever inserts one writes it next.
@@ -72,40 +84,53 @@ struct ScanAgain {
   }
 };
 
-// Writes the chosen positions of the row of `target` to `out`, and returns their number, at most row_bound.
-template <typename index_t>
-GOSSAMER_HOST_DEVICE int64_t sample_row(const RowRequest<index_t>& from, int64_t target, int64_t* out) {
-  const Row row{from.rowptr[target], from.rowptr[target + 1]};
-  const int64_t count = row_bound(from.fanout, row.size(), from.replace);
-  int64_t size = 0;
-  if (takes_all(from.fanout, row.size(), count, from.replace)) {
-    for (int64_t p = row.begin; p < row.end; ++p) {
-      if (!from.weight || from.weight[p] > 0) out[size++] = p;
-    }
-    return size;
+// Writes the chosen positions of the row of one target to `out`, and returns their number, at most row_bound.
+GOSSAMER_HOST_DEVICE inline int64_t sample_row(const Relation& from, const RowRules& rules, int64_t target_number,
+                                               int64_t target, int64_t* out) {
+  const Row full = from.rows.row(target), row = rules.visible_row(from, full, target_number);
+  const int64_t count = row_bound(from.fanout, row.size(), rules.replace);
+  if (count == 0) return 0;
+  if (takes_all(from.fanout, row.size(), count, rules.replace) || rules.temporal == Temporal::kLast) {
+    return take_last(from, row, count, out);
   }
-  Random random(from.seed, from.stream, target);
+  Random random = rules.random(target_number, target);
   ChosenList chosen{out, row.begin};
   const ScanAgain scan{chosen};
-  if (from.weight) {
-    const AliasLaw law{row, from.alias, from.weight};
-    if (!from.replace) return successive(law, row, count, random, chosen, scan, out);
-    return repeat(law, row, count, random, scan, out);
-  }
-  if (!from.replace) return floyd(row, count, random, chosen, out);
-  return repeat(UniformLaw{row}, row, count, random, scan, out);
+  return with_law(from, rules.temporal, row, full, [&](const auto& law) -> int64_t {
+    if (rules.replace) return repeat(law, row, count, random, scan, out);
+    if constexpr (std::is_same_v<std::remove_cvref_t<decltype(law)>, UniformLaw>) {
+      return floyd(row, count, random, chosen, out);
+    } else {
+      return successive(law, row, count, random, chosen, scan, out);
+    }
+  });
 }
 
-// Samples the row of one target into its place: positions become the caller's numbers of the edges, and what is left of
-// the room becomes -1.
-template <typename index_t>
-GOSSAMER_HOST_DEVICE void sample_row_into(const RowRequest<index_t>& from, int64_t target, int64_t room,
-                                          int64_t* source, int64_t* edge) {
-  const int64_t size = sample_row(from, target, edge);
-  for (int64_t i = 0; i < room; ++i) {
-    source[i] = i < size ? static_cast<int64_t>(from.col[edge[i]]) : -1;
-    edge[i] = i < size ? (from.edge_ids ? from.edge_ids[edge[i]] : edge[i]) : -1;
+// What one call asks for: the rows of all targets, each with its place in the result.
+struct RowsJob {
+  Relation from;
+  RowRules rules;
+  const int64_t* target;   // [num_targets]
+  const int64_t* offsets;  // [num_targets + 1]
+  int64_t* source;         // [offsets[num_targets]]
+  int64_t* edge;           // the same
+
+  // Room that the row of a target needs.
+  GOSSAMER_HOST_DEVICE int64_t bound(int64_t i) const {
+    const Row row = rules.visible_row(from, from.rows.row(target[i]), i);
+    return row_bound(from.fanout, row.size(), rules.replace);
   }
-}
+
+  // Samples the row of a target into its place: positions become the caller's numbers of the edges, and what is left of
+  // the room becomes -1.
+  GOSSAMER_HOST_DEVICE void sample(int64_t i) const {
+    int64_t *const sources = source + offsets[i], *const edges = edge + offsets[i];
+    const int64_t size = sample_row(from, rules, i, target[i], edges), room = offsets[i + 1] - offsets[i];
+    for (int64_t j = 0; j < room; ++j) {
+      sources[j] = j < size ? from.source(edges[j]) : -1;
+      edges[j] = j < size ? (from.edge_ids != nullptr ? from.edge_ids[edges[j]] : edges[j]) : -1;
+    }
+  }
+};
 
 }  // namespace gossamer::sampling

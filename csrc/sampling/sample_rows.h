@@ -1,58 +1,70 @@
-// What the CPU and the CUDA operator sample_rows share of torch: the checks, the request, the empty result.
+// The operators sample_bounds and sample_rows, given what runs a function of the target's number for every target: what
+// CPU and CUDA share.
 #pragma once
 
+#include <string>
 #include <tuple>
 
-#include "common/tensor.h"
+#include "sampling/relation_tensors.h"
 #include "sampling/sample_row.h"
 
 namespace gossamer::sampling {
 
-inline const int64_t* checked_vector(const Tensor& tensor) {
-  GOSSAMER_CHECK_TENSOR(tensor, 1, "sample_rows");
-  return tensor.const_data_ptr<int64_t>();
-}
+// Targets, the tree of each and the times of the trees; without times, or without trees, in one for all.
+struct Targets {
+  Tensor target;
+  OptionalTensor tree, seed_time;
 
-// The data of an optional tensor with one entry per edge.
-template <typename scalar_t>
-const scalar_t* edge_data(const OptionalTensor& tensor, const Tensor& col) {
-  GOSSAMER_CHECK(!tensor || (tensor->is_contiguous() && tensor->numel() == col.numel()),
-                 "sample_rows: weight, alias and edge_ids must have one contiguous entry per edge");
-  return data_or_null<scalar_t>(tensor);
-}
-
-// Calls run(request) with the columns of the type they have.
-template <typename Run>
-void with_request(const Tensor& rowptr, const Tensor& col, const OptionalTensor& weight, const OptionalTensor& alias,
-                  const OptionalTensor& edge_ids, double fanout, int64_t seed, int64_t stream, bool replace,
-                  const Run& run) {
-  GOSSAMER_CHECK_TENSOR(col, 1, "sample_rows");
-  GOSSAMER_CHECK(weight.has_value() == alias.has_value(), "sample_rows: weight and alias must be given together");
-  const auto with_columns = [&](const auto* columns) {
-    using index_t = std::remove_cvref_t<decltype(*columns)>;
-    run(RowRequest<index_t>{checked_vector(rowptr), columns, edge_data<float>(weight, col),
-                            reinterpret_cast<const uint64_t*>(edge_data<int64_t>(alias, col)),
-                            edge_data<int64_t>(edge_ids, col), fanout, static_cast<uint64_t>(seed),
-                            static_cast<uint64_t>(stream), replace});
-  };
-  if (col.scalar_type() == ScalarType::Int) {
-    with_columns(col.const_data_ptr<int32_t>());
-  } else {
-    GOSSAMER_CHECK(col.scalar_type() == ScalarType::Long, "sample_rows: col must be int32 or int64");
-    with_columns(col.const_data_ptr<int64_t>());
-  }
-}
-
-struct RowOutput {
-  Tensor source, edge;
-
-  RowOutput(const Tensor& targets, const Tensor& offsets, int64_t num_edges)
-      : source(torch::stable::new_empty(targets, {num_edges})), edge(torch::stable::new_empty(targets, {num_edges})) {
-    checked_vector(targets);
-    checked_vector(offsets);
-    GOSSAMER_CHECK(offsets.numel() == targets.numel() + 1,
-                   "sample_rows: offsets must have one entry more than targets");
+  // A job with these targets and trees; `window` is -1 for none.
+  RowsJob job(const Relation& relation, bool replace, int64_t window, const char* function) const {
+    GOSSAMER_CHECK(!tree || tree->numel() == target.numel(), function, ": tree must have one entry per target");
+    GOSSAMER_CHECK(!seed_time || (tree && relation.time), function, ": tree and time must be given for seed_time");
+    RowsJob job{};
+    job.from = relation;
+    job.target = checked_vector(target, function);
+    job.rules.tree = tree ? checked_vector(*tree, function) : nullptr;
+    job.rules.seed_time = seed_time ? checked_vector(*seed_time, function) : nullptr;
+    job.rules.window = window;
+    job.rules.replace = replace;
+    return job;
   }
 };
+
+inline const Tensor* pointer_to(const OptionalTensor& tensor) { return tensor ? &*tensor : nullptr; }
+
+// run(job, bounds, num_targets) writes job.bound(i) to bounds[i].
+template <typename Run>
+Tensor sample_bounds(const Tensor& rowptr, const OptionalTensor& time, const Targets& targets, double fanout,
+                     bool replace, int64_t window, const Run& run) {
+  Relation relation;
+  relation.rows = row_pointers(rowptr, "sample_bounds");
+  relation.time = time ? checked_vector(*time, "sample_bounds") : nullptr;
+  relation.fanout = fanout;
+  const int64_t num_targets = targets.target.numel();
+  Tensor bounds = torch::stable::new_empty(targets.target, {num_targets});
+  const RowsJob job = targets.job(relation, replace, window, "sample_bounds");
+  if (num_targets > 0) run(job, bounds.mutable_data_ptr<int64_t>(), num_targets);
+  return bounds;
+}
+
+// Source and edge, each [num_edges]. run(job, num_targets) calls job.sample(i) for every target.
+template <typename Run>
+std::tuple<Tensor, Tensor> sample_rows(const Relation& relation, const Targets& targets, const Tensor& offsets,
+                                       int64_t num_edges, int64_t seed, int64_t stream, bool replace,
+                                       const std::string& temporal, int64_t window, const Run& run) {
+  const int64_t num_targets = targets.target.numel();
+  GOSSAMER_CHECK(offsets.numel() == num_targets + 1, "sample_rows: offsets must have one entry more than targets");
+  Tensor source = torch::stable::new_empty(targets.target, {num_edges});
+  Tensor edge = torch::stable::new_empty(targets.target, {num_edges});
+  RowsJob job = targets.job(relation, replace, window, "sample_rows");
+  job.rules.seed = static_cast<uint64_t>(seed);
+  job.rules.stream = static_cast<uint64_t>(stream);
+  job.rules.temporal = temporal_of(temporal);
+  job.offsets = checked_vector(offsets, "sample_rows");
+  job.source = source.mutable_data_ptr<int64_t>();
+  job.edge = edge.mutable_data_ptr<int64_t>();
+  if (num_edges > 0) run(job, num_targets);
+  return {source, edge};
+}
 
 }  // namespace gossamer::sampling

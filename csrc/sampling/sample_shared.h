@@ -65,12 +65,28 @@ struct Frontier {
   }
 };
 
-// `parallel` calls its argument on every thread.
-template <typename Parallel>
+// Samples blocks of uncompressed rows, on one thread.
+class PlainRows {
+ public:
+  explicit PlainRows(const Request& request) : request_(request), sampler_(request.replace, request.temporal) {}
+
+  bool operator()(const Relation& relation, const int64_t* targets, uint64_t stream, Block& block) {
+    return sample_block(request_, relation, sampler_, targets, nullptr, request_.seed, stream, block);
+  }
+
+ private:
+  const Request& request_;
+  RowSampler sampler_;
+};
+
+// `parallel` calls its argument on every thread. `make_rows` is called there and returns what samples the blocks of the
+// thread, called with (relation, targets, stream, block); it returns false if a column was not a node id.
+template <typename Parallel, typename MakeRows>
 class SharedSampler {
  public:
-  SharedSampler(const Request& request, uint32_t* table, uint32_t base, const Parallel& parallel)
-      : request_(request), parallel_(parallel) {
+  SharedSampler(const Request& request, uint32_t* table, uint32_t base, const Parallel& parallel,
+                const MakeRows& make_rows)
+      : request_(request), parallel_(parallel), make_rows_(make_rows) {
     sample_.node = request.seeds;
     sample_.num_nodes.resize(request.num_nodes.size());
     sample_.num_edges.resize(request.relations.size());
@@ -100,14 +116,14 @@ class SharedSampler {
     std::atomic<bool> valid{true};
     OrderedPipeline pipeline(static_cast<int64_t>(blocks.size()));
     parallel_([&] {
-      RowSampler sampler(request_.replace, request_.temporal);
+      auto sample_rows = make_rows_();
       const auto produce = [&](int64_t i) {
         Block& block = blocks[i];
         const Relation& relation = relations[block.relation];
         const int64_t* first =
             nodes[relation.target_type].data() + block.first_target - frontier.begin[relation.target_type];
         const uint64_t stream = hop * relations.size() + block.relation;
-        if (!sample_block(request_, relation, sampler, first, nullptr, request_.seed, stream, block)) valid = false;
+        if (!sample_rows(relation, first, stream, block)) valid = false;
       };
       pipeline.run(produce, [&](int64_t i) {
         if (!valid) return;
@@ -146,13 +162,15 @@ class SharedSampler {
 
   const Request& request_;
   const Parallel& parallel_;
+  const MakeRows& make_rows_;
   Sample sample_;
   std::vector<DenseIds> ids_;
 };
 
-template <typename Parallel>
-Sample sample_shared(const Request& request, uint32_t* table, uint32_t base, const Parallel& parallel) {
-  return SharedSampler<Parallel>(request, table, base, parallel).run();
+template <typename Parallel, typename MakeRows>
+Sample sample_shared(const Request& request, uint32_t* table, uint32_t base, const Parallel& parallel,
+                     const MakeRows& make_rows) {
+  return SharedSampler<Parallel, MakeRows>(request, table, base, parallel, make_rows).run();
 }
 
 }  // namespace gossamer::sampling

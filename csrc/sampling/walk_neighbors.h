@@ -47,7 +47,7 @@ class RandomWalks {
       score_.get()[u] = 0;
     }
     met_.clear();
-    write_top(scored_, type_end_, out);
+    write_top(scored_, type_end_, out, NoRescore{});
   }
 
  private:

@@ -1,0 +1,74 @@
+// The tensors of one edge type, checked, as a Relation.
+#pragma once
+
+#include <string>
+
+#include "common/tensor.h"
+#include "sampling/relation.h"
+
+namespace gossamer::sampling {
+
+inline Temporal temporal_of(const std::string& name) {
+  if (name == "uniform") return Temporal::kUniform;
+  if (name == "last") return Temporal::kLast;
+  GOSSAMER_CHECK(name == "recency", "temporal must be uniform, last or recency, got ", name);
+  return Temporal::kRecency;
+}
+
+inline const int64_t* checked_vector(const Tensor& tensor, const char* function) {
+  GOSSAMER_CHECK(tensor.dim() == 1 && tensor.is_contiguous(), function,
+                 ": vectors must be contiguous with 1 dimension, got ", tensor.dim(), " dimensions");
+  return tensor.const_data_ptr<int64_t>();
+}
+
+// int64 offsets, or lines [num_lines, 32] of int16.
+inline RowPointers row_pointers(const Tensor& rowptr, const char* function) {
+  RowPointers rows;
+  if (rowptr.scalar_type() == ScalarType::Short) {
+    GOSSAMER_CHECK(rowptr.dim() == 2 && rowptr.size(1) == RowPointers::kLineWords && rowptr.is_contiguous(), function,
+                   ": rowptr must be contiguous lines of 32 words");
+    rows.lines = reinterpret_cast<const uint16_t*>(rowptr.const_data_ptr<int16_t>());
+  } else {
+    rows.plain = checked_vector(rowptr, function);
+  }
+  return rows;
+}
+
+// The data of a tensor with `per_edge` entries per edge.
+template <typename scalar_t>
+const scalar_t* edge_data(const Tensor& tensor, const Tensor& col, const char* function, int64_t per_edge = 1) {
+  GOSSAMER_CHECK(tensor.is_contiguous() && tensor.numel() == per_edge * col.numel(), function,
+                 ": weights, times, tables and edge ids must have one contiguous entry per edge, got ", tensor.numel());
+  return tensor.const_data_ptr<scalar_t>();
+}
+
+// What an edge type may have beside rows and columns.
+struct EdgeTensors {
+  const Tensor *weight = nullptr, *alias = nullptr, *cumulative = nullptr, *time = nullptr, *edge_ids = nullptr;
+};
+
+inline Relation relation_of(const Tensor& rowptr, const Tensor& col, const EdgeTensors& edges, const char* function) {
+  Relation relation;
+  relation.rows = row_pointers(rowptr, function);
+  GOSSAMER_CHECK(col.dim() == 1 && col.is_contiguous(), function, ": col must be a contiguous vector");
+  if (col.scalar_type() == ScalarType::Int) {
+    relation.col32 = col.const_data_ptr<int32_t>();
+  } else {
+    GOSSAMER_CHECK(col.scalar_type() == ScalarType::Long, function, ": col must be int32 or int64");
+    relation.col64 = col.const_data_ptr<int64_t>();
+  }
+  if (edges.weight) relation.weight = edge_data<float>(*edges.weight, col, function);
+  if (edges.alias) {
+    relation.alias.first = reinterpret_cast<const uint32_t*>(edge_data<int32_t>(*edges.alias, col, function, 2));
+    relation.alias.second = relation.alias.first + col.numel();
+  }
+  if (edges.cumulative) relation.cumulative = edge_data<double>(*edges.cumulative, col, function);
+  if (edges.time) relation.time = edge_data<int64_t>(*edges.time, col, function);
+  if (edges.edge_ids) relation.edge_ids = edge_data<int64_t>(*edges.edge_ids, col, function);
+  const bool bisects = relation.weight && relation.time;
+  GOSSAMER_CHECK(!relation.weight || relation.alias.first, function, ": weight and alias must be given together");
+  GOSSAMER_CHECK(!bisects || relation.cumulative, function, ": weight and time must come with cumulative");
+  return relation;
+}
+
+}  // namespace gossamer::sampling
