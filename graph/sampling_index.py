@@ -63,8 +63,12 @@ def prepare_relation(
         alias = torch.ops.gossamer.alias_table(*on_cpu)
         cumulative = None if time is None else torch.ops.gossamer.cumulative_weights(*on_cpu)
     rows = rowptr if row_pointers is None else row_pointers
-    values = (_beside(rowptr, tensor) for tensor in (edge_ids, weight, alias, cumulative, time))
-    return Relation(rows.contiguous(), _beside(rowptr, col), *values, source_type, target_type)
+    edge_ids, weight, alias, cumulative, time = (
+        _beside(rowptr, tensor) for tensor in (edge_ids, weight, alias, cumulative, time)
+    )
+    return Relation(
+        rows.contiguous(), _beside(rowptr, col), edge_ids, weight, alias, cumulative, time, source_type, target_type
+    )
 
 
 def _beside(rowptr: Tensor, tensor: Tensor | None) -> Any:
