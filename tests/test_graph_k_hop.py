@@ -84,6 +84,8 @@ CASES = [
     pytest.param(islands(4608, extra=500), 3, id="a block that all threads share, in chunks as long as a pass"),
     pytest.param(islands(*[7] * 60), 3, id="many small blocks"),
     pytest.param(islands(300, extra=9000), 2, id="dense: a word is almost full"),
+    pytest.param(islands(128, 129, 2, 256, 257), 12, id="blocks at the edge of a narrow set"),
+    pytest.param(islands(100, 200, extra=900), 4, id="narrow sets of many neighbours, almost full"),
 ]
 
 

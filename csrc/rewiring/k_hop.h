@@ -3,10 +3,11 @@
 //   fresh[v] = (union of frontier[u] over in-neighbours u of v) without visited[v];  visited[v] |= fresh[v]
 // and fresh[v] holds exactly the sources at distance `level` from v: the same bits for every instruction set.
 
+template <int kWords>
 struct SourceSet {
-  using Vector [[gnu::vector_size(GOSSAMER_VECTOR_BYTES)]] = uint64_t;
-  static constexpr int kLanes = GOSSAMER_VECTOR_BYTES / sizeof(uint64_t);
-  static constexpr int kVectors = kSetWords / kLanes;
+  static constexpr int kLanes = std::min<int>(GOSSAMER_VECTOR_BYTES / sizeof(uint64_t), kWords);
+  static constexpr int kVectors = kWords / kLanes;
+  using Vector [[gnu::vector_size(kLanes * sizeof(uint64_t))]] = uint64_t;
   Vector vectors[kVectors];
 
   static Vector load(const uint64_t* words) {
@@ -85,7 +86,7 @@ template <typename index_t, typename Found>
 inline bool advance(const Search<index_t>& search, int64_t begin, int64_t end, const Found& found) {
   bool any = false;
   for (int64_t v = begin; v < end; ++v) {
-    SourceSet set = {};
+    SourceSet<kSetWords> set = {};
     for (int64_t e = search.rowptr[v]; e < search.rowptr[v + 1]; ++e) {
       set.join(search.frontier + (search.col[e] - search.first_node) * kSetWords);
     }
@@ -141,4 +142,97 @@ bool emit_level(const Search<index_t>& search, int64_t* ends, int32_t* col, int6
     }
   }
   return any;
+}
+
+// The whole search of a block of at most 64 * kWords nodes, in sets of kWords words. Nodes have few neighbours and many
+// levels: the first kNear of them are laid out once, filled up with the node itself (which adds nothing, as it has
+// visited all that is in its frontier), so that no branch has to guess a degree at every level.
+// Calls found(hop, node of the block, words).
+template <int kWords, typename index_t, typename Found>
+inline void search_narrow(const Search<index_t>& search, int64_t max_hops, const Found& found) {
+  constexpr int kNear = 4;
+  const int64_t num_nodes = search.num_nodes, size = num_nodes * kWords;
+  const int64_t* rowptr = search.rowptr + search.first_node;
+  const auto offset = [&](int64_t e) { return static_cast<int32_t>((search.col[e] - search.first_node) * kWords); };
+  int32_t near[64 * kWords * kNear];
+  uint64_t* visited = search.visited;
+  uint64_t* frontier = visited + size;
+  uint64_t* fresh = frontier + size;
+  std::memset(visited, 0, size * sizeof(uint64_t));
+  for (int64_t v = 0; v < num_nodes; ++v) {
+    for (int64_t j = 0; j < kNear; ++j) {
+      const int64_t e = rowptr[v] + j;
+      near[v * kNear + j] = e < rowptr[v + 1] ? offset(e) : static_cast<int32_t>(v * kWords);
+    }
+    visited[v * kWords + v / 64] = uint64_t(1) << (v % 64);
+  }
+  std::memcpy(frontier, visited, size * sizeof(uint64_t));
+  bool any = true;
+  for (int64_t hop = 0; hop < max_hops && any; ++hop) {
+    any = false;
+    for (int64_t v = 0; v < num_nodes; ++v) {
+      SourceSet<kWords> set = {};
+      for (int j = 0; j < kNear; ++j) set.join(frontier + near[v * kNear + j]);
+      for (int64_t e = rowptr[v] + kNear; e < rowptr[v + 1]; ++e) set.join(frontier + offset(e));
+      set.remove(visited + v * kWords);
+      set.store(fresh + v * kWords);
+      set.join(visited + v * kWords);
+      set.store(visited + v * kWords);
+      any |= found(hop, v, fresh + v * kWords);
+    }
+    std::swap(frontier, fresh);
+  }
+}
+
+// counts [max_hops, stride] of a block of at most kNarrowSources nodes.
+template <typename index_t>
+void count_narrow(const Search<index_t>& search, int64_t max_hops, int32_t* counts, int64_t stride) {
+  counts += search.first_node;
+  const auto run = [&](auto width) {
+    constexpr int kWords = decltype(width)::value;
+    search_narrow<kWords>(search, max_hops, [&](int64_t hop, int64_t v, const uint64_t* words) {
+      int64_t found = 0;
+      for (int w = 0; w < kWords; ++w) found += __builtin_popcountll(words[w]);
+      counts[hop * stride + v] = static_cast<int32_t>(found);
+      return found != 0;
+    });
+  };
+  search.num_nodes <= 128 ? run(std::integral_constant<int, 2>{}) : run(std::integral_constant<int, 4>{});
+}
+
+// Writes base + i for every bit i of the word, ascending; returns the end. Most words of a sparse set have kSure bits
+// or less: so many are written without asking how many there are, where they fit before `limit`.
+inline int32_t* emit_sparse(uint64_t word, int32_t base, int32_t* out, const int32_t* limit) {
+  constexpr int kSure = 4;
+  int32_t* const end = out + __builtin_popcountll(word);
+  const bool fits = out + kSure <= limit;
+  for (int i = 0; fits && i < kSure; ++i) {
+    *out++ = base + (word ? __builtin_ctzll(word) : 64);
+    word &= word - 1;
+  }
+  for (; word != 0; word &= word - 1) *out++ = base + __builtin_ctzll(word);
+  return end;
+}
+
+// Writes the sources of every row of a block of at most kNarrowSources nodes at ends [max_hops, stride], which move to
+// the ends of the rows. The rows of a hop lie behind each other: all but the last may be written over the next.
+template <typename index_t>
+void emit_narrow(const Search<index_t>& search, int64_t max_hops, int64_t* ends, int64_t stride, int32_t* col) {
+  ends += search.first_node;
+  const int64_t num_words = (search.num_nodes + 63) / 64;
+  const int32_t* limit = nullptr;
+  const auto run = [&](auto width) {
+    search_narrow<decltype(width)::value>(search, max_hops, [&](int64_t hop, int64_t v, const uint64_t* words) {
+      int64_t* row = ends + hop * stride;
+      if (v == 0) limit = col + row[search.num_nodes - 1];
+      int32_t* out = col + row[v];
+      for (int64_t w = 0; w < num_words; ++w) {
+        out = emit_sparse(words[w], static_cast<int32_t>(search.first_node + 64 * w), out, limit);
+      }
+      const bool any = col + row[v] != out;
+      row[v] = out - col;
+      return any;
+    });
+  };
+  search.num_nodes <= 128 ? run(std::integral_constant<int, 2>{}) : run(std::integral_constant<int, 4>{});
 }

@@ -17,6 +17,7 @@
 namespace gossamer {
 namespace {
 
+constexpr int64_t kNarrowSources = 256;     // a block up to here is searched in sets of its own width
 constexpr int64_t kSmallBlockNodes = 4096;  // a block up to here is searched by one thread, a larger one by all
 constexpr int64_t kGrainBlocks = 8;
 constexpr int64_t kGrainNodes = 512;
@@ -54,10 +55,12 @@ void search_block(Search<index_t>& search, int64_t max_hops, const Start& start,
 }
 
 // Searches every block: small ones side by side, one thread each; in large ones all threads share the nodes of a level.
-// `level(search, hop, begin, end)` advances the nodes in [begin, end).
-template <typename index_t, typename Level>
-void search_blocks(const Tensor& rowptr, const Tensor& col, const Tensor& blocks, int64_t max_hops,
-                   const Level& level) {
+// `level(search, hop, begin, end)` advances the nodes in [begin, end); `narrow(search)` does all of the search of a
+// block of few nodes. Where one register holds a whole set of 512 sources, narrow sets would save nothing.
+template <typename index_t, typename Level, typename Narrow>
+void search_blocks(const Tensor& rowptr, const Tensor& col, const Tensor& blocks, int64_t max_hops, const Level& level,
+                   const Narrow& narrow) {
+  const int64_t narrow_nodes = current_isa() < Isa::kAvx512 ? kNarrowSources : 0;
   const int64_t* bounds = blocks.const_data_ptr<int64_t>();
   const int64_t num_blocks = blocks.size(0) - 1;
   const auto start = GOSSAMER_SELECT_ISA(start_search<index_t>);
@@ -71,6 +74,10 @@ void search_blocks(const Tensor& rowptr, const Tensor& col, const Tensor& blocks
       search.first_node = first;
       search.num_nodes = last - first;
       sets.bind(search);
+      if (last - first <= narrow_nodes) {
+        narrow(search);
+        continue;
+      }
       search_block(
           search, max_hops, [&](const auto& s) { start(s, first, last); },
           [&](const auto& s, int64_t hop) { return level(s, hop, first, last); });
@@ -171,7 +178,9 @@ Tensor k_hop_count_cpu(const Tensor& rowptr, const Tensor& col, const Tensor& bl
     const auto level = [=](const auto& search, int64_t hop, int64_t begin, int64_t end) {
       return count(search, data + hop * num_nodes, begin, end);
     };
-    search_blocks<index_t>(rowptr, col, blocks, max_hops, level);
+    const auto count_all = GOSSAMER_SELECT_ISA(count_narrow<index_t>);
+    search_blocks<index_t>(rowptr, col, blocks, max_hops, level,
+                           [=](const auto& search) { count_all(search, max_hops, data, num_nodes); });
   });
   return counts;
 }
@@ -186,6 +195,7 @@ Tensor k_hop_cpu(const Tensor& rowptr, const Tensor& col, const Tensor& blocks, 
   Tensor shell_col = torch::stable::new_empty(rowptr, {num_pairs}, ScalarType::Int);
   const int64_t num_nodes = rowptr.size(0) - 1;
   if (num_pairs == 0) return shell_col;
+  const int64_t max_hops = (shell_rowptr.size(0) - 1) / num_nodes;
   prefer_huge_pages(shell_col, num_pairs * sizeof(int32_t));
   int64_t* ends = shell_rowptr.mutable_data_ptr<int64_t>() + 1;
   int32_t* pairs = shell_col.mutable_data_ptr<int32_t>();
@@ -195,7 +205,9 @@ Tensor k_hop_cpu(const Tensor& rowptr, const Tensor& col, const Tensor& blocks, 
     const auto level = [&](const auto& search, int64_t hop, int64_t begin, int64_t end) {
       return emit(search, ends + hop * num_nodes, pairs, begin, end);
     };
-    search_blocks<index_t>(rowptr, col, blocks, (shell_rowptr.size(0) - 1) / num_nodes, level);
+    const auto emit_all = GOSSAMER_SELECT_ISA(emit_narrow<index_t>);
+    search_blocks<index_t>(rowptr, col, blocks, max_hops, level,
+                           [=](const auto& search) { emit_all(search, max_hops, ends, num_nodes, pairs); });
   });
   return shell_col;
 }
