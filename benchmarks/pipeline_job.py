@@ -80,12 +80,14 @@ def run(spec: Spec) -> dict[str, Any]:
     engine = distributed.initialize(model, structure, **data, config=spec.config, device=device)
     gradients = watch_gradients(engine) if spec.gradients else {}
     reports, evaluations, traces = [], [], []
+    before = start_of_peak()
     for _ in range(spec.epochs):
         reports.append(engine.train_epoch())
         if spec.trace:
             traces.append(traced(engine))
         if spec.evaluate_every and engine.epoch % spec.evaluate_every == 0:
             evaluations.append(asdict(engine.evaluate()) | {"epoch": engine.epoch})
+    peak = of_all_workers(peak_memory())
     if spec.gradients:
         torch.save(gradients, f"{spec.output}.{engine.rank}.pt")
     return {
@@ -94,6 +96,8 @@ def run(spec: Spec) -> dict[str, Any]:
         "seconds": [report.seconds for report in reports],
         "counters": engine.counters.as_dict(),
         "evaluations": evaluations,
+        "peak_bytes": peak,
+        "grown_bytes": [after - start for after, start in zip(peak, of_all_workers(before))],
         "num_nodes": structure.num_nodes,
         "num_edges": structure.num_edges,
         "backend": type(engine._worker.backend).__name__,
@@ -124,6 +128,32 @@ def ping(message: torch.Tensor) -> None:
         first, second = torch.distributed.send, torch.distributed.recv
         for transfer in (first, second) if rank == 0 else (second, first):
             transfer(message, 1 - rank)
+
+
+def start_of_peak() -> int:
+    """Resident bytes now; ``peak_memory`` counts from here on (Linux)."""
+    with open("/proc/self/clear_refs", "w") as file:
+        file.write("5")
+    return _status("VmRSS")
+
+
+def peak_memory() -> int:
+    """The most bytes of this process that were resident since ``start_of_peak``."""
+    return _status("VmHWM")
+
+
+def _status(field: str) -> int:
+    with open("/proc/self/status") as file:
+        return next(int(line.split()[1]) * 1024 for line in file if line.startswith(field))
+
+
+def of_all_workers(value: int) -> list[int]:
+    """One value per rank."""
+    if not torch.distributed.is_initialized():
+        return [value]
+    values = [0] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(values, value)
+    return values
 
 
 def watch_gradients(engine: distributed.PipelineEngine) -> dict[str, torch.Tensor]:

@@ -34,10 +34,10 @@ def mean_and_spread(values: Sequence[float], digits: int = 1) -> str:
     return mean if len(values) == 1 else f"{mean} +- {statistics.stdev(values):.{digits}f}"
 
 
-def write_page(name: str, text: str) -> Path:
-    """Write docs/reproductions/NAME.md, whole or not at all."""
-    PAGES.mkdir(parents=True, exist_ok=True)
-    page = PAGES / f"{name}.md"
+def write_page(name: str, text: str, *, folder: Path = PAGES) -> Path:
+    """Write docs/reproductions/NAME.md (or into another folder), whole or not at all."""
+    folder.mkdir(parents=True, exist_ok=True)
+    page = folder / f"{name}.md"
     partial = page.with_suffix(".partial")
     partial.write_text(text)
     os.replace(partial, page)
@@ -45,7 +45,7 @@ def write_page(name: str, text: str) -> Path:
 
 
 @contextmanager
-def plot(name: str, **options: Any) -> Iterator[tuple[Any, Any]]:
+def plot(name: str, *, folder: Path = PAGES, **options: Any) -> Iterator[tuple[Any, Any]]:
     """Figure and axes of docs/reproductions/NAME.png, drawn in the block; ``options`` are those of plt.subplots."""
     import matplotlib
 
@@ -54,7 +54,7 @@ def plot(name: str, **options: Any) -> Iterator[tuple[Any, Any]]:
 
     figure, axes = plt.subplots(constrained_layout=True, **options)
     yield figure, axes
-    path = PAGES / f"{name}.png"
+    path = folder / f"{name}.png"
     partial = path.with_suffix(".partial.png")
     figure.savefig(partial, dpi=110)
     plt.close(figure)

@@ -14,6 +14,7 @@ from gossamer.distributed.gradient_aggregation import LocalGradientAggregation
 from gossamer.distributed.launcher import is_worker, launch
 from gossamer.distributed.local_learning import LocalPipeline
 from gossamer.distributed.planner import ParallelPlan, plan_parallelism
+from gossamer.distributed.scale import Cluster, Link, ScaleEstimate, ScaleJob, WorkerMemory, simulate_scale
 from gossamer.distributed.schedule import gnnpipe, gpipe, local, naive, one_f_one_b, simulate
 from gossamer.distributed.stages import layers_of, plan_stages
 
@@ -30,6 +31,12 @@ __all__ = [
     "plan_stages",
     "plan_parallelism",
     "ParallelPlan",
+    "simulate_scale",
+    "ScaleJob",
+    "ScaleEstimate",
+    "WorkerMemory",
+    "Cluster",
+    "Link",
     "Calibration",
     "calibrate",
     "EpochReport",

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
+from copy import copy
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import count, pairwise
@@ -127,7 +128,8 @@ class ChunkedGraph:
         refresh_period: epochs between two snapshots of the history; 1 keeps the last epoch's rows.
         drop_stale_gradients: zero the gradient rows at the end of an epoch; else they stay, as stale gradients.
         cross_chunk_scale: factor on gradients that cross chunks; 2 makes them unbiased per hop.
-        recompute: keep the outputs of aggregations and run the layers again in the backward pass.
+        recompute: run the layers again in the backward pass; aggregations too where one chunk of one way is all the
+            graph, else their outputs are kept.
         shells: more graphs over the nodes of the part, for layers that read several; one way alone.
 
     Source: GNNPipe (arXiv 2308.10087) and the semantics of its code.
@@ -169,9 +171,15 @@ class ChunkedGraph:
             if self.num_chunks > 1 and self.drop_stale_gradients:
                 site.gradients.zero_()
 
-    def view(self, chunk: int, *, replay: bool = False) -> ChunkView:
-        """The graph as the layers see it while ``chunk`` passes; ``replay`` takes aggregations from memory."""
-        return ChunkView(self, chunk, replay)
+    @property
+    def keeps_outputs(self) -> bool:
+        """Whether aggregations are replayed from memory in the backward pass."""
+        return self.recompute and (self.num_chunks > 1 or self.graph.num_nodes > self.part.num_own)
+
+    def view(self, chunk: int, *, replay: bool = False, first_site: int = 0) -> ChunkView:
+        """The graph as the layers see it while ``chunk`` passes; ``replay`` takes aggregations from memory, the first
+        of them has the number ``first_site``."""
+        return ChunkView(self, chunk, replay, sites=count(first_site))
 
     def whole_view(self) -> WholeView:
         """The graph for exact inference: every row is current."""
@@ -201,7 +209,12 @@ class ChunkedGraph:
             return like.new_zeros(num_rows, *like.shape[1:])
 
         num_all, num_own = self.graph.num_nodes, self.part.num_own
-        history, outputs = zeros(num_all) if self._keeps_history else None, zeros(num_own) if self.recompute else None
+        outputs = zeros(num_own) if self.keeps_outputs else None
+        if self.num_chunks == 1:  # an aggregation is over before the next begins: all share their rows
+            for other in self.sites:
+                if other.inputs.shape[1:] == like.shape[1:] and other.inputs.dtype == like.dtype:
+                    return _Site(other.inputs, other.gradients, None, outputs)
+        history = zeros(num_all) if self._keeps_history else None
         return _Site(zeros(num_all), zeros(num_own), history, outputs)
 
     def state_dict(self) -> dict[str, Tensor]:
@@ -315,6 +328,11 @@ class ChunkView(_View):
         self._chunk = chunk
         self._replay = replay
         self._sites = sites or count()
+
+    @property
+    def next_site(self) -> int:
+        """Number of the next aggregation."""
+        return next(copy(self._sites))
 
     def _along(self, graph: CSR) -> ChunkView:
         return ChunkView(self._chunked, self._chunk, self._replay, graph, self._sites)

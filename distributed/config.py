@@ -35,7 +35,7 @@ class PipelineConfig:
         cross_chunk_gradient: "rescaled" drops stale gradients and doubles those that cross chunks (technique 3);
             "detached" drops them only; "stale" keeps the last epoch's.
         recompute: run the layers of a chunk again in the backward pass instead of storing what is between
-            aggregations.
+            aggregations; with one chunk and one way a segment of layers at a time, aggregations included.
         boundary_bits: what crosses a stage boundary in training: None leaves states and gradients as they are, 8 or 4
             rounds their rows to so many bits per element, without bias.
         split_backward: send the input gradients of all chunks first and compute the parameter gradients after them

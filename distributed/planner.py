@@ -14,10 +14,17 @@ from gossamer.distributed.stages import split_layers
 from gossamer.distributed.volumes import NUMBER, graph_level_bytes, layer_level_bytes, weight_sync_bytes
 from gossamer.graph import CSR, halo, partition
 
-__all__ = ["Candidate", "ParallelPlan", "plan_parallelism"]
+__all__ = ["Candidate", "ParallelPlan", "plan_kind", "plan_parallelism"]
 
 _CHUNKS_PER_STAGE = (1, 2, 4, 8)
 _EXACT_CHUNKS_PER_STAGE = (8, 16, 32)
+
+
+def plan_kind(num_ways: int, num_stages: int) -> str:
+    """pipeline, graph, hybrid, or alone for one worker."""
+    if num_stages == num_ways == 1:
+        return "alone"
+    return "pipeline" if num_ways == 1 else "graph" if num_stages == 1 else "hybrid"
 
 
 @dataclass(frozen=True)
@@ -43,9 +50,7 @@ class Candidate:
 
     @property
     def kind(self) -> str:
-        if self.num_stages == self.num_ways == 1:
-            return "alone"
-        return "pipeline" if self.num_ways == 1 else "graph" if self.num_stages == 1 else "hybrid"
+        return plan_kind(self.num_ways, self.num_stages)
 
     @property
     def total_bytes(self) -> int:

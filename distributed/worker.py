@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from gossamer.distributed.backend import Backend
 from gossamer.distributed.chunks import AGGREGATION, ChunkedGraph
+from gossamer.distributed.recompute import run_in_segments
 from gossamer.distributed.split import SplitBackward
 from gossamer.graph.drew_stack import frozen_statistics
 from gossamer.graph.layers import State
@@ -88,12 +90,12 @@ class Worker:
     def forward(self, micro_batch: int, inputs: State | None) -> State:
         """Run the stage on one chunk; returns the state to send on, nothing on the last stage."""
         inputs = self.first_state(micro_batch, inputs)
-        recompute = self.chunked.recompute
-        stored = _Stored(inputs, torch.get_rng_state() if recompute else None)
-        with torch.set_grad_enabled(not recompute):
+        later = self.chunked.recompute and not self._in_segments
+        stored = _Stored(inputs, torch.get_rng_state() if later else None)
+        with torch.set_grad_enabled(not later):
             state = self._run(micro_batch, inputs)
             outputs = (self._measure(micro_batch, state[0]),) if self._is_last else state
-        if not recompute:
+        if not later:
             stored.outputs = outputs
         self._in_flight[micro_batch] = stored
         return () if self._is_last else state
@@ -160,7 +162,15 @@ class Worker:
         chunk = self._order[micro_batch]
         return slice(self.chunked.bounds[chunk], self.chunked.bounds[chunk + 1])
 
+    @property
+    def _in_segments(self) -> bool:
+        """Whether autograd itself recomputes: where aggregations can run again, with the same rows."""
+        return self.chunked.recompute and not self.chunked.keeps_outputs
+
     def _run(self, micro_batch: int, inputs: State, *, replay: bool = False) -> State:
+        if self._in_segments:
+            view_from = partial(self.chunked.view, self._order[micro_batch])
+            return run_in_segments(self.backend.module, lambda site: view_from(first_site=site), inputs)
         state = self.backend.module(self.chunked.view(self._order[micro_batch], replay=replay), *inputs)
         return state if isinstance(state, tuple) else (state,)
 

@@ -88,6 +88,7 @@ class Monitor:
         metric: name behind val_ and test_ in the lines.
         higher: whether more of the metric is better.
         training: label of the training curves.
+        steps_per_epoch: where the bar counts the steps that ``advance`` tells of; None for a bar of epochs.
     """
 
     def __init__(
@@ -100,6 +101,7 @@ class Monitor:
         metric: str = "accuracy",
         higher: bool = True,
         training: str = "training",
+        steps_per_epoch: int | None = None,
     ) -> None:
         from tqdm import tqdm
 
@@ -111,15 +113,24 @@ class Monitor:
             self._remember(line)
         print(f"{title} -> {folder}", flush=True)
         interval = 0.5 if sys.stderr.isatty() else 5.0
-        self._bar = tqdm(total=epochs, initial=first_epoch, unit="epoch", mininterval=interval)
+        self._counts_steps, each = steps_per_epoch is not None, steps_per_epoch or 1
+        unit = "step" if self._counts_steps else "epoch"
+        self._bar = tqdm(total=epochs * each, initial=first_epoch * each, unit=unit, mininterval=interval)
+        self._shown: dict[str, str] = {}
+
+    def advance(self, **shown: str) -> None:
+        """One step, shown beside what the last epoch left on the bar."""
+        self._bar.set_postfix(**self._shown | shown, refresh=False)
+        self._bar.update()
 
     def show(self, line: dict[str, Any], **shown: str) -> None:
         """Record one epoch; ``shown`` stands on the progress bar beside the best validation metric."""
         line = line | {"time": round(time.time(), 3)}
         self._remember(line)
         self._recorder.add(**line)
-        self._bar.set_postfix(**shown, val=f"{self._best.get(self._val, float('nan')):.3f}", refresh=False)
-        self._bar.update()
+        self._shown = shown | {"val": f"{self._best.get(self._val, float('nan')):.3f}"}
+        if not self._counts_steps:
+            self.advance()
 
     @property
     def _val(self) -> str:

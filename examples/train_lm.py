@@ -12,7 +12,6 @@ the training text; every worker takes its share of each batch.
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import shutil
 import sys
@@ -32,7 +31,7 @@ from gossamer.distributed.checkpoint import find_checkpoint, write_checkpoint
 from gossamer.sparse_nn import SparseTransformer, SparseTransformerConfig, balanced_table, load_balance, text
 
 from job import StopFlag, add_run_options, open_run, read_config, read_settings, run
-from recorder import Recorder, write_whole
+from recorder import Monitor, write_whole
 
 HERE = Path(__file__).resolve().parent
 
@@ -151,13 +150,13 @@ def train(arguments: argparse.Namespace) -> int:
     checkpoints = folder / "checkpoints"
     if distributed.find_latest(checkpoints):
         trainer.load(checkpoints)
-    monitor = Monitor(folder, trainer, arguments) if trainer.rank == 0 else None
+    monitor = make_monitor(folder, trainer, arguments) if trainer.rank == 0 else None
     stopped = False
     while trainer.epoch < arguments.epochs and not stopped:
-        line = trainer.train_epoch(monitor.advance if monitor else lambda loss: None)
+        line = trainer.train_epoch(lambda loss: monitor.advance(loss=f"{loss:.3f}") if monitor else None)
         line |= trainer.evaluate()
         if monitor:
-            monitor.show(line)
+            monitor.show(line, speed=f"{line['tokens_per_second']} tokens/s")
         stopped = trainer.any_worker(stop.requested)
         if trainer.epoch == arguments.epochs or stopped or trainer.epoch % arguments.save_every == 0:
             trainer.save(checkpoints)
@@ -281,50 +280,21 @@ class Trainer:
         return (sums[0] / sums[1]).item()
 
 
-class Monitor:
-    """Worker 0's view of the run: progress bar, metrics, plot."""
-
-    def __init__(self, folder: Path, trainer: Trainer, arguments: argparse.Namespace) -> None:
-        from tqdm import tqdm
-
-        self._recorder = Recorder(folder, first_epoch=trainer.epoch)
-        model = trainer.model
-        self._title = (
-            f"{Path(arguments.text).name if arguments.text else 'Python language reference'}: "
-            f"{arguments.layers} layers, {model.num_parameters() / 1e6:.2f} M parameters, "
-            f"{model.num_parameters(active=True) / 1e6:.2f} M per token, {trainer.num_workers} workers"
-        )
-        print(f"{self._title} -> {folder}", flush=True)
-        if trainer.balance:
-            print(f"load of the {arguments.experts} experts on the validation text: {trainer.balance}", flush=True)
-        self._postfix: dict[str, str] = {}
-        steps = trainer.batches_per_epoch
-        self._bar = tqdm(
-            total=arguments.epochs * steps, initial=trainer.epoch * steps, unit="step",
-            mininterval=0.5 if sys.stderr.isatty() else 5.0,
-        )  # fmt: skip
-
-    def advance(self, loss: float) -> None:
-        """One training step."""
-        self._bar.set_postfix({"loss": f"{loss:.3f}"} | self._postfix, refresh=False)
-        self._bar.update()
-
-    def show(self, line: dict[str, Any]) -> None:
-        """Record one epoch."""
-        self._recorder.add(**line, time=round(time.time(), 3))
-        self._postfix = {
-            "val": f"{line['val_loss']:.3f}", "ppl": f"{line['val_perplexity']:.1f}",
-            "tok/s": f"{line['tokens_per_second']}",
-        }  # fmt: skip
-
-    def finish(self, state: str) -> None:
-        """Write plot and status."""
-        self._bar.close()
-        self._recorder.plot(self._title, metric="perplexity", training="training")
-        best = min(self._recorder.read(), key=lambda line: line["val_loss"])
-        print(f"best validation at epoch {best['epoch']}: perplexity {best['val_perplexity']:.2f}", flush=True)
-        status = {"state": state, "best": best}
-        write_whole(self._recorder.folder / "status.json", json.dumps(status, indent=1) + "\n")
+def make_monitor(folder: Path, trainer: Trainer, arguments: argparse.Namespace) -> Monitor:
+    """Worker 0's view of the run."""
+    model = trainer.model
+    title = (
+        f"{Path(arguments.text).name if arguments.text else 'Python language reference'}: "
+        f"{arguments.layers} layers, {model.num_parameters() / 1e6:.2f} M parameters, "
+        f"{model.num_parameters(active=True) / 1e6:.2f} M per token, {trainer.num_workers} workers"
+    )
+    monitor = Monitor(
+        folder, title, epochs=arguments.epochs, first_epoch=trainer.epoch, metric="perplexity", higher=False,
+        steps_per_epoch=trainer.batches_per_epoch,
+    )  # fmt: skip
+    if trainer.balance:
+        print(f"load of the {arguments.experts} experts on the validation text: {trainer.balance}", flush=True)
+    return monitor
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from typing import Any
@@ -16,7 +16,7 @@ from gossamer.graph.csr import CSR
 from gossamer.graph.drew_gcn import drew_gcn, fusable
 from gossamer.graph.drew_layers import DRewGCNConv
 
-__all__ = ["frozen_statistics", "run_layers"]
+__all__ = ["frozen_statistics", "recompute_contexts", "run_layers"]
 
 
 def run_layers(
@@ -37,7 +37,7 @@ def run_layers(
         segment, kept = convs[t : t + size], min([len(convs), *oldest[t + size :]])
         states = checkpoint(
             partial(run, segment, shells, edge_attr, kept - first), states, use_reentrant=False,
-            context_fn=partial(_contexts, segment),
+            context_fn=partial(recompute_contexts, segment),
         )  # fmt: skip
         first = kept
     return states[-1]
@@ -65,8 +65,25 @@ def _fused_layers(
     return [drew_gcn(convs, states[-1], shells)]
 
 
-def _contexts(convs: Sequence[nn.Module]) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-    return nullcontext(), frozen_statistics(convs)
+def recompute_contexts(
+    convs: Sequence[nn.Module],
+) -> tuple[AbstractContextManager[None], _Again]:
+    """For torch.utils.checkpoint: around the first run of some modules, and around each one in a backward pass."""
+    return nullcontext(), _Again(partial(frozen_statistics, convs))
+
+
+class _Again:
+    """A context that can be entered again, made anew each time."""
+
+    def __init__(self, make: Callable[[], AbstractContextManager[None]]) -> None:
+        self._make = make
+
+    def __enter__(self) -> None:
+        self._inner = self._make()
+        self._inner.__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        self._inner.__exit__(*error)
 
 
 @contextmanager

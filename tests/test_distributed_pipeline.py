@@ -114,13 +114,25 @@ def test_history_is_zero_until_the_first_snapshot_and_frozen_between_two():
 
 
 @pytest.mark.parametrize("gradient", ["rescaled", "detached", "stale"])
-def test_recomputation_changes_no_bit(gradient):
+@pytest.mark.parametrize(("name", "num_chunks"), [("gcnii", 6), *((name, 1) for name in MODELS)])
+def test_recomputation_changes_no_bit(name, num_chunks, gradient):
     graph, data = make_problem()
-    model = make_model(dropout=0.5)
-    section = {"num_chunks": 6, "refresh_period": 2, "cross_chunk_gradient": gradient}
+    model = make_model(name, dropout=0.5)
+    section = {"num_chunks": num_chunks, "refresh_period": 2, "cross_chunk_gradient": gradient}
     engines = [make_engine(model, graph, data, recompute=recompute, **section) for recompute in (False, True)]
     for _ in range(5):
         assert len({engine.train_epoch().loss for engine in engines}) == 1
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+def test_aggregations_share_their_rows_where_one_chunk_is_the_graph(recompute):
+    graph, data = make_problem()
+    engine = make_engine(make_model(), graph, data, num_chunks=1, recompute=recompute)
+    engine.train_epoch()
+    sites = engine._worker.chunked.sites
+    assert len(sites) == 6
+    assert len({site.inputs.data_ptr() for site in sites}) == len({site.gradients.data_ptr() for site in sites}) == 1
+    assert all(site.history is None and site.outputs is None for site in sites)
 
 
 @pytest.mark.parametrize(

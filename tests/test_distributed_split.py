@@ -95,15 +95,16 @@ def test_a_shared_weight_does_not_wait():
     assert not set(split.deferred) & set(module.shared.parameters())
 
 
+@pytest.mark.parametrize("num_chunks", [5, 1])
 @pytest.mark.parametrize("recompute", [False, True])
 @pytest.mark.parametrize("name", MODELS)
-def test_gnnpipe_with_split_backward_changes_no_bit(name, recompute):
+def test_gnnpipe_with_split_backward_changes_no_bit(name, recompute, num_chunks):
     graph, data = make_problem()
     model = make_model(name, dropout=0.3)
     runs = []
     for split in (False, True):
         engine = make_engine(
-            model, graph, data, num_chunks=5, refresh_period=2, recompute=recompute, split_backward=split
+            model, graph, data, num_chunks=num_chunks, refresh_period=2, recompute=recompute, split_backward=split
         )
         losses = [engine.train_epoch().loss for _ in range(5)]
         runs.append((losses, gradients_of_next_epoch(engine)[1]))

@@ -9,7 +9,6 @@ import sys
 import time
 from pathlib import Path
 
-import psutil
 import pytest
 
 pytest.importorskip("deepspeed")
@@ -18,6 +17,7 @@ pytest.importorskip("pymetis")
 
 sys.path.append(str(Path(__file__).resolve().parent.parent / "examples"))
 
+from killed_worker import kill_at_moments, workers_of
 from recorder import Recorder
 
 pytestmark = pytest.mark.launch
@@ -54,16 +54,6 @@ def start(folder, *arguments, until_epoch=2):
         assert time.monotonic() < deadline, "the job did not get going"
         time.sleep(0.1)
     return job
-
-
-def workers_of(job):
-    """Worker processes by rank."""
-    found = {}
-    for process in psutil.Process(job.pid).children(recursive=True):
-        rank = process.environ().get("RANK")
-        if rank is not None:
-            found[int(rank)] = process
-    return found
 
 
 @pytest.fixture(scope="module")
@@ -127,6 +117,19 @@ def test_a_killed_worker_ends_the_job_and_is_named(rank, whole, tmp_path):
         again = run(tmp_path, "--resume", "--epochs", str(max(epoch, 8)))
         assert again.returncode == 0, again.stderr
         assert losses(tmp_path / "run")[:8] == losses(whole)
+
+
+def test_a_run_killed_as_it_starts_between_epochs_and_as_it_saves_goes_on(whole, tmp_path):
+    moments = ("between epochs", "checkpoint", "start")
+    kills = kill_at_moments(command(tmp_path, *SMALL, "--name", "run"), tmp_path, moments, num_workers=2, seed=1)
+    for kill in kills:
+        assert kill.named, kill.log
+        assert kill.seconds < 30, kill.log
+        assert "Traceback" not in kill.log
+    epoch = int(max(name for name in os.listdir(tmp_path / "run" / "checkpoints") if name[0] != ".")[-6:])
+    again = run(tmp_path, "--resume", "--epochs", str(epoch + 2))
+    assert again.returncode == 0, again.stderr
+    assert losses(tmp_path / "run")[:8] == losses(whole)
 
 
 BAD = [

@@ -49,7 +49,7 @@ def whole(tmp_path_factory, corpus):
     done = run("train_lm.py", "--runs", root, "--text", corpus, *SMALL, "--epochs", 3)
     assert done.returncode == 0, done.stderr
     (folder,) = root.iterdir()
-    assert "best validation at epoch 2: perplexity" in done.stdout
+    assert "best validation at epoch 2: val_perplexity" in done.stdout
     return folder
 
 
