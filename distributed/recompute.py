@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import partial
+from typing import cast
 
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -16,19 +17,19 @@ from gossamer.graph.layers import GraphSequential, State
 __all__ = ["run_in_segments"]
 
 
-def run_in_segments(stage: nn.Sequential, view_from: Callable[[int], ChunkView], inputs: State) -> State:
+def run_in_segments(stage: nn.Module, view_from: Callable[[int], ChunkView], inputs: State) -> State:
     """The state after the stage; for the backward pass the states between about sqrt(n) runs of its n layers are kept.
 
     For one chunk that is the whole graph: recomputing the stage at once would bring back all its activations together.
 
     Args:
-        stage: its layers.
+        stage: a sequence of layers.
         view_from: the graph for layers whose first aggregation has this number in the stage.
         inputs: state at the begin of the stage.
 
     Source: Chen et al. 2016, Training Deep Nets with Sublinear Memory Cost.
     """
-    layers, site, state = list(stage), 0, inputs
+    layers, site, state = list(cast(nn.Sequential, stage)), 0, inputs
     size = math.ceil(math.sqrt(len(layers)))
     for i in range(0, len(layers), size):
         segment, views = GraphSequential(*layers[i : i + size]), list[ChunkView]()

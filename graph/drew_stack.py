@@ -67,12 +67,12 @@ def _fused_layers(
 
 def recompute_contexts(
     convs: Sequence[nn.Module],
-) -> tuple[AbstractContextManager[None], _Again]:
+) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
     """For torch.utils.checkpoint: around the first run of some modules, and around each one in a backward pass."""
     return nullcontext(), _Again(partial(frozen_statistics, convs))
 
 
-class _Again:
+class _Again(AbstractContextManager[None]):
     """A context that can be entered again, made anew each time."""
 
     def __init__(self, make: Callable[[], AbstractContextManager[None]]) -> None:
