@@ -128,8 +128,7 @@ class ChunkedGraph:
         refresh_period: epochs between two snapshots of the history; 1 keeps the last epoch's rows.
         drop_stale_gradients: zero the gradient rows at the end of an epoch; else they stay, as stale gradients.
         cross_chunk_scale: factor on gradients that cross chunks; 2 makes them unbiased per hop.
-        recompute: run the layers again in the backward pass; aggregations too where one chunk of one way is all the
-            graph, else their outputs are kept.
+        recompute: run layers again in the backward pass; aggregations only where one chunk is all the graph.
         shells: more graphs over the nodes of the part, for layers that read several; one way alone.
 
     Source: GNNPipe (arXiv 2308.10087) and the semantics of its code.
@@ -172,13 +171,16 @@ class ChunkedGraph:
                 site.gradients.zero_()
 
     @property
+    def shares_rows(self) -> bool:
+        return self.num_chunks == 1  # an aggregation is over before the next begins: all of them use the same rows
+
+    @property
     def keeps_outputs(self) -> bool:
         """Whether aggregations are replayed from memory in the backward pass."""
-        return self.recompute and (self.num_chunks > 1 or self.graph.num_nodes > self.part.num_own)
+        return self.recompute and (not self.shares_rows or self.graph.num_nodes > self.part.num_own)
 
     def view(self, chunk: int, *, replay: bool = False, first_site: int = 0) -> ChunkView:
-        """The graph as the layers see it while ``chunk`` passes; ``replay`` takes aggregations from memory, the first
-        of them has the number ``first_site``."""
+        """The graph as ``chunk`` passes the layers from aggregation ``first_site`` on; ``replay`` reads memory."""
         return ChunkView(self, chunk, replay, sites=count(first_site))
 
     def whole_view(self) -> WholeView:
@@ -210,10 +212,9 @@ class ChunkedGraph:
 
         num_all, num_own = self.graph.num_nodes, self.part.num_own
         outputs = zeros(num_own) if self.keeps_outputs else None
-        if self.num_chunks == 1:  # an aggregation is over before the next begins: all share their rows
-            for other in self.sites:
-                if other.inputs.shape[1:] == like.shape[1:] and other.inputs.dtype == like.dtype:
-                    return _Site(other.inputs, other.gradients, None, outputs)
+        for other in self.sites if self.shares_rows else ():
+            if other.inputs.shape[1:] == like.shape[1:] and other.inputs.dtype == like.dtype:
+                return _Site(other.inputs, other.gradients, None, outputs)
         history = zeros(num_all) if self._keeps_history else None
         return _Site(zeros(num_all), zeros(num_own), history, outputs)
 
@@ -331,7 +332,6 @@ class ChunkView(_View):
 
     @property
     def next_site(self) -> int:
-        """Number of the next aggregation."""
         return next(copy(self._sites))
 
     def _along(self, graph: CSR) -> ChunkView:

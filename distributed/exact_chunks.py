@@ -28,6 +28,11 @@ class ExactGraph(ChunkedGraph):
     cross_chunk_scale: float = 1.0
     _arriving: dict[int, list[Callable[[], None]]] = field(default_factory=lambda: defaultdict(list))
 
+    @property
+    def shares_rows(self) -> bool:
+        """Never: a site is what aggregations wait for."""
+        return False
+
     def state_dict(self) -> dict[str, Tensor]:
         """Nothing: an epoch starts from the weights alone."""
         return {}
