@@ -83,6 +83,39 @@ def train_step() -> harness.Figure:
 
 
 @lru_cache
+def gin() -> DRew:
+    torch.manual_seed(0)
+    model = DRew(CHANNELS, CHANNELS, CHANNELS, NUM_LAYERS, conv="gin", delay=1)
+    model.encoder = model.head = nn.Identity()
+    return model
+
+
+def gin_fused() -> Tensor:
+    x, shells, _, _ = inputs()
+    return step(gin(), x, shells)
+
+
+def gin_by_layers() -> Tensor:
+    """The same model with its layers called one after the other, as it runs with bonds or dropout."""
+    x, shells, _, _ = inputs()
+    model = gin()
+    states = [x]
+    model.zero_grad()
+    for conv in model.convs:
+        states.append(conv(shells, states))
+    (states[-1] * torch.linspace(-1, 1, CHANNELS)).sum().backward()
+    return states[-1].detach()
+
+
+@harness.goal(CAPABILITY, "forward + backward, GIN, L=K=10, F=64, against its layers one by one")
+def gin_step() -> harness.Figure:
+    torch.testing.assert_close(gin_fused(), gin_by_layers(), rtol=1e-2, atol=1e-2)
+    return harness.compare({"ours": gin_fused, "layers": gin_by_layers}, repeats=7, max_seconds=20).figure(
+        "layers", "ours"
+    )
+
+
+@lru_cache
 def gates() -> tuple[CSR, list[Tensor]]:
     """Shell 5 of the molecules, and query, key and value."""
     shell, generator = inputs()[1][4], torch.Generator().manual_seed(1)

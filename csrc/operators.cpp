@@ -111,13 +111,13 @@ STABLE_TORCH_LIBRARY(gossamer, m) {
   m.def(
       "drew_gcn(Tensor x, Tensor[] rowptr, Tensor[] col, Tensor[] scale, int[] layer, int[] shell, int[] state, "
       "int num_layers, Tensor weight, Tensor gamma, Tensor beta, Tensor? hop_weight, Tensor? mean, Tensor? var, "
-      "float eps, bool l2_norm, bool keep_messages, Tensor[] rowptr_t, Tensor[] col_t) -> "
+      "float eps, bool l2_norm, bool self_loops, bool keep_messages, Tensor[] rowptr_t, Tensor[] col_t) -> "
       "(Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
   m.def(
       "drew_gcn_backward(Tensor grad, Tensor out, Tensor states, Tensor messages, Tensor mean, Tensor var, "
       "Tensor length, Tensor[] rowptr, Tensor[] col, Tensor[] scale, int[] layer, int[] shell, int[] state, "
-      "Tensor weight, Tensor gamma, Tensor beta, Tensor? hop_weight, float eps, bool training, Tensor[] rowptr_t, "
-      "Tensor[] col_t) -> (Tensor, Tensor, Tensor, Tensor, Tensor)");
+      "Tensor weight, Tensor gamma, Tensor beta, Tensor? hop_weight, float eps, bool training, bool self_loops, "
+      "bool need_grad_x, Tensor[] rowptr_t, Tensor[] col_t) -> (Tensor, Tensor, Tensor, Tensor, Tensor)");
 }
 
 // The module itself is empty: importing it loads this library, which registers the operators with torch.

@@ -34,7 +34,7 @@ class DRew(nn.Module):
         max_hops: last hop that any layer reads; None for num_layers.
         recompute: keep no messages for the backward pass. Layers are computed again, about sqrt(num_layers) of them
             at a time; between these segments stay the states that a later layer reads, without delay one per segment.
-            The fused gcn keeps states alone in any case.
+            The fused gcn and gin compute one layer at a time again where there is a delay.
         options: what the layers of ``conv`` take besides.
 
     Source: Gutteridge et al. 2023, DRew: Dynamically Rewired Message Passing with Delay. Recomputation in segments:

@@ -29,6 +29,17 @@ class _Hop(NamedTuple):
         return message if self.weight is None else self.weight * message
 
 
+class NormedHop(NamedTuple):
+    """A hop as drew_gcn takes it: its shell (-1: the node itself), its state, what its message is multiplied and normed
+    by, its share of the sum (None for 1)."""
+
+    shell: int
+    state: int
+    linear: nn.Linear
+    norm: nn.BatchNorm1d
+    weight: Tensor | float | None
+
+
 class _DRewConv(nn.Module):
     """What the DRew layers share: which hops layer ``layer`` reads, from which states, with which weights.
 
@@ -61,6 +72,19 @@ class _DRewConv(nn.Module):
         self.num_hops = min(layer + 1, max_hops or layer + 1)
         self.num_weights = 1 if share_weights else self.num_hops
         self.hop_weights = nn.Parameter(torch.zeros(self.num_hops)) if learn_hop_weights else None
+
+    def _normed_hops(self, stages: Sequence[Any], current: int, shells: Sequence[CSR], x: Tensor) -> list[NormedHop]:
+        """Hops with edges of the layer whose newest state is number ``current``; stages: (linear, norm) by weights."""
+        self.check_shells(shells, x)
+        weights = None if self.hop_weights is None else self.num_hops * self.hop_weights.softmax(0)
+        return [
+            NormedHop(
+                k - 1, self.source(current, k), *stages[(k - 1) % self.num_weights],
+                None if weights is None else weights[k - 1],
+            )
+            for k in range(1, self.num_hops + 1)
+            if shells[k - 1].num_edges
+        ]  # fmt: skip
 
     def hops(self, shells: Sequence[CSR], states: Sequence[Tensor]) -> list[_Hop]:
         """Every hop that has any edges, after all checks."""
@@ -121,6 +145,16 @@ class DRewGCNConv(_DRewConv):
         self.lins = self.linears(bias=False)
         self.norms = nn.ModuleList(nn.BatchNorm1d(channels) for _ in range(self.num_weights if reference_quirks else 1))
 
+    self_loops = True
+
+    @property
+    def is_normed_sum(self) -> bool:
+        """Whether drew_gcn computes this layer: a sum of hops that are normed and cut one by one."""
+        return self.reference_quirks
+
+    def normed_hops(self, current: int, shells: Sequence[CSR], x: Tensor) -> list[NormedHop]:
+        return self._normed_hops(list(zip(self.lins, self.norms)), current, shells, x)
+
     def forward(self, shells: Sequence[CSR], states: Sequence[Tensor]) -> Tensor:
         total = torch.zeros_like(states[-1])
         for hop in self.hops(shells, states):
@@ -179,6 +213,18 @@ class DRewGINConv(_DRewConv):
 
     def _mlp(self) -> nn.Sequential:
         return nn.Sequential(nn.Linear(self.channels, self.channels), nn.BatchNorm1d(self.channels), nn.ReLU())
+
+    l2_norm, self_loops = False, False
+
+    @property
+    def is_normed_sum(self) -> bool:
+        """Whether drew_gcn computes this layer: no bonds, no drops, and no term that the outer ReLU could cut."""
+        knows_bonds = self.edge_channels is not None or self.edge_types is not None
+        return not knows_bonds and self.eps >= -1 and not (self.dropout and self.training)
+
+    def normed_hops(self, current: int, shells: Sequence[CSR], x: Tensor) -> list[NormedHop]:
+        own = NormedHop(-1, current, self.own[0], self.own[1], 1 + self.eps if self.eps else None)
+        return [own, *self._normed_hops([(mlp[0], mlp[1]) for mlp in self.mlps], current, shells, x)]
 
     def forward(self, shells: Sequence[CSR], states: Sequence[Tensor], edge_attr: Tensor | None = None) -> Tensor:
         """Shells of ``k_hop`` and states [N, channels], oldest first; edge_attr as ``hop_edge_attr`` gives it."""

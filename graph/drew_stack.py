@@ -25,10 +25,10 @@ def run_layers(
     """The last state of DRew layers called one after the other, from the state x."""
     if edge_attr is not None and isinstance(convs[0], DRewGCNConv):
         raise ValueError(f"DRew: edge_attr must be None with conv gcn, got {list(edge_attr.shape)}")
-    fused = edge_attr is None and isinstance(convs[0], DRewGCNConv) and fusable(convs, x)
+    fused = edge_attr is None and fusable(convs, x)
     oldest = [_oldest(convs, t) for t in range(len(convs))]
     if fused and not (recompute and oldest == list(range(len(convs)))):
-        return drew_gcn(convs, x, shells)
+        return drew_gcn(convs, x, shells, recompute=recompute)
     if not (recompute and torch.is_grad_enabled()):
         return drew_gcn(convs, x, shells) if fused else _layers(convs, shells, edge_attr, 0, [x])[-1]
     run = _fused_layers if fused else _layers

@@ -392,16 +392,18 @@ def long_term_loss(predicted: Tensor, future: Tensor, valid: Tensor) -> Tensor:
     return torch.stack(losses).mean() if losses else predicted.new_zeros(())
 
 
-def drew_gcn(x, adjacencies, hops, num_layers, weight, gamma, beta, hop_weight, mean, var, eps, l2_norm):
-    """A stack of DRew-GCN layers; hops lists (layer, shell, state), adjacencies [N, N] of the shells, without loops."""
-    states = [x]
+def drew_gcn(
+    x, adjacencies, hops, num_layers, weight, gamma, beta, hop_weight, mean, var, eps, l2_norm, self_loops=True
+):
+    """A stack of DRew-GCN layers; hops lists (layer, shell or -1 for the node alone, state), adjacencies [N, N]."""
+    states, own = [x], torch.eye(len(x), dtype=x.dtype)
     for t in range(num_layers):
         total = torch.zeros_like(x)
         for p, (layer, shell, state) in enumerate(hops):
             if layer != t:
                 continue
-            a = adjacencies[shell] + torch.eye(len(x), dtype=x.dtype)
-            scale = adjacencies[shell].sum(1).add(1).rsqrt()
+            a = own if shell < 0 else adjacencies[shell] + own * self_loops
+            scale = x.new_ones(len(x)) if shell < 0 else adjacencies[shell].sum(1).add(1).rsqrt()
             message = scale[:, None] * (a @ (scale[:, None] * states[state])) @ weight[p].T
             mu = message.mean(0) if mean is None else mean[p]
             variance = (message - mu).square().mean(0) if var is None else var[p]

@@ -30,6 +30,11 @@ def run(model, x, shells):
         pytest.param({"hidden_channels": 64, "recompute": True}, id="whole registers, recomputed"),
         pytest.param({"hidden_channels": 42, "learn_hop_weights": True, "delay": math.inf}, id="hop weights"),
         pytest.param({"hidden_channels": 9, "share_weights": True, "l2_norm": False}, id="shared"),
+        pytest.param({"hidden_channels": 16, "conv": "gin"}, id="gin"),
+        pytest.param(
+            {"hidden_channels": 7, "conv": "gin", "eps": 0.5, "learn_hop_weights": True}, id="gin hop weights"
+        ),
+        pytest.param({"hidden_channels": 8, "conv": "gin", "share_weights": True, "recompute": True}, id="gin shared"),
     ],
 )
 def test_matches_the_layers(options, graph, isa, monkeypatch):
@@ -39,11 +44,18 @@ def test_matches_the_layers(options, graph, isa, monkeypatch):
     model = DRew(in_channels=3, out_channels=2, num_layers=3, **options).double()
     x = torch.randn(shells[0].num_nodes, 3, dtype=torch.float64)
     other = copy.deepcopy(model)
-    ours = [run(model, x, shells), model.eval()(x, shells)]
+    assert drew_stack.fusable(list(model.convs), x)
+    ours = [*run(model, x, shells), *run(model.eval(), x, shells)]
     monkeypatch.setattr(drew_stack, "fusable", lambda *_: False)
-    theirs = [run(other, x, shells), other.eval()(x, shells)]
-    for a, b in zip([*ours[0], ours[1]], [*theirs[0], theirs[1]]):
+    theirs = [*run(other, x, shells), *run(other.eval(), x, shells)]
+    for a, b in zip(ours, theirs, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-9)
+
+
+@pytest.mark.parametrize("options", [{"dropout": 0.1}, {"eps": -2.0}, {"edge_channels": 4}, {"edge_types": 2}])
+def test_what_one_operator_does_not_compute(options):
+    model = DRew(3, 8, 2, 2, conv="gin", **options)
+    assert not drew_stack.fusable(list(model.convs), torch.randn(20, 8))
 
 
 @pytest.mark.parametrize("graph", GRAPHS)

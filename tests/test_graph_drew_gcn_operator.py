@@ -32,19 +32,40 @@ def problem(num_nodes, width, sizes, hops, num_layers=None, *, dtype=torch.int32
     return shells, hops, num_layers, learned, statistics
 
 
-def arguments(shells, hops, num_layers, learned, statistics, *, l2_norm=True, keep_messages=True, dtype=None):
+def arguments(
+    shells,
+    hops,
+    num_layers,
+    learned,
+    statistics,
+    *,
+    l2_norm=True,
+    self_loops=True,
+    keep_messages=True,
+    dtype=None,
+    device="cpu",
+):
     x, weight, gamma, beta, *hop_weight = [t.to(dtype or t.dtype) for t in learned]
     mean, var = [None if t is None else t.to(dtype or t.dtype) for t in statistics]
     back = [graph.transpose() for graph in shells]
     scales = [graph.in_degree().add(1).to(x.dtype).rsqrt() for graph in shells]
-    return [
+    given = [
         x, [g.rowptr for g in shells], [g.col for g in shells], scales, *([hop[i] for hop in hops] for i in range(3)),
-        num_layers, weight, gamma, beta, hop_weight[0] if hop_weight else None, mean, var, EPS, l2_norm, keep_messages,
+        num_layers, weight, gamma, beta, hop_weight[0] if hop_weight else None, mean, var, EPS, l2_norm, self_loops,
+        keep_messages,
         [g.rowptr for g in back], [g.col for g in back],
     ]  # fmt: skip
+    return [on(value, device) for value in given]
 
 
-def oracle(shells, hops, num_layers, learned, statistics, *, l2_norm=True):
+def on(value, device):
+    """A tensor or a list of them on a device, anything else as it is."""
+    if isinstance(value, list):
+        return [on(each, device) for each in value]
+    return value.to(device) if isinstance(value, torch.Tensor) else value
+
+
+def oracle(shells, hops, num_layers, learned, statistics, *, l2_norm=True, self_loops=True):
     x, weight, gamma, beta, *hop_weight = learned
     dense = []
     for graph in shells:
@@ -52,7 +73,7 @@ def oracle(shells, hops, num_layers, learned, statistics, *, l2_norm=True):
         dense[-1][graph._rows, graph.col.long()] = 1
     weights = hop_weight[0] if hop_weight else None
     return reference.drew_gcn(
-        x, dense, hops, num_layers, weight, gamma, beta, weights, *statistics, EPS, l2_norm
+        x, dense, hops, num_layers, weight, gamma, beta, weights, *statistics, EPS, l2_norm, self_loops
     )  # fmt: skip
 
 
@@ -78,9 +99,11 @@ CASES = [
 @pytest.mark.parametrize("keep_messages", [True, False])
 @pytest.mark.parametrize("l2_norm", [True, False])
 @pytest.mark.parametrize("case", CASES)
-def test_matches_the_oracle(case, l2_norm, keep_messages):
+def test_matches_the_oracle(case, l2_norm, keep_messages, device):
     given = problem(**case)
-    out = torch.ops.gossamer.drew_gcn(*arguments(*given, l2_norm=l2_norm, keep_messages=keep_messages))[0]
+    out = torch.ops.gossamer.drew_gcn(*arguments(*given, l2_norm=l2_norm, keep_messages=keep_messages, device=device))[
+        0
+    ].cpu()
     expected = oracle(*given, l2_norm=l2_norm)
     torch.testing.assert_close(out, expected, rtol=1e-9, atol=1e-9)
     direction = torch.randn_like(out)
@@ -88,6 +111,20 @@ def test_matches_the_oracle(case, l2_norm, keep_messages):
     for a, b, of in zip(ours, theirs, given[3], strict=True):
         expected_grad = torch.zeros_like(of) if b is None else b
         torch.testing.assert_close(torch.zeros_like(of) if a is None else a, expected_grad, rtol=1e-7, atol=1e-8)
+
+
+@pytest.mark.parametrize("self_loops", [True, False])
+@pytest.mark.parametrize("need_grad_x", [True, False])
+def test_hops_without_a_shell(self_loops, need_grad_x, device):
+    given = problem(900, 16, (2000, 5000), [(0, -1, 0), (0, 0, 0), (1, -1, 1), (1, 1, 0)])
+    given[3][0].requires_grad_(need_grad_x)
+    learned = given[3][not need_grad_x :]
+    out = torch.ops.gossamer.drew_gcn(*arguments(*given, self_loops=self_loops, device=device))[0].cpu()
+    expected = oracle(*given, self_loops=self_loops)
+    torch.testing.assert_close(out, expected, rtol=1e-9, atol=1e-9)
+    direction = torch.randn_like(out)
+    for a, b in zip(*(torch.autograd.grad((o * direction).sum(), learned) for o in (out, expected)), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-7, atol=1e-8)
 
 
 @pytest.mark.parametrize("isa", ["scalar", "avx2", "avx512"])
@@ -125,7 +162,7 @@ def test_opcheck():
     torch.library.opcheck(
         torch.ops.gossamer.drew_gcn_backward.default,
         (torch.ones_like(results[0]), *results, rowptr, col, scale, layer, hop_shell, state, weight, gamma, beta,
-         hop_weight, EPS, False, *inputs[-2:]),
+         hop_weight, EPS, False, True, True, *inputs[-2:]),
         test_utils=("test_schema", "test_faketensor"),
     )  # fmt: skip
 
@@ -175,7 +212,7 @@ WRONG = [
     pytest.param(2, lambda col: [c.short() for c in col], "col must be int32 or int64", id="col of int16"),
     pytest.param(3, lambda scale: scale[:1], "must be of the same length", id="a scale is missing"),
     pytest.param(4, lambda layer: layer[::-1], "layer must ascend", id="layers descend"),
-    pytest.param(5, lambda hop_shell: [9, *hop_shell[1:]], r"shell must be in \[0, 3\), got 9", id="no such shell"),
+    pytest.param(5, lambda hop_shell: [9, *hop_shell[1:]], r"shell must be in \[-1, 3\), got 9", id="no such shell"),
     pytest.param(6, lambda state: [1, *state[1:]], r"state must be in \[0, layer\], got 1", id="a state of the future"),
     pytest.param(7, lambda num_layers: 0, "num_layers must be at least 1, got 0", id="no layer"),
     pytest.param(8, lambda weight: weight[1:], "weight must be contiguous", id="a weight is missing"),

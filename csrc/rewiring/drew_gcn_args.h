@@ -5,8 +5,9 @@
 
 namespace gossamer {
 
-// message = S state weight^T, with S = D_scale (A + I) D_scale of the shell; its share of the layer's sum is
-// hop_weight * relu((message - mean) * factor + beta). Vectors of features are padded with zeros to whole registers.
+// message = S state weight^T, with S = D_scale (A + I) D_scale of the shell, the I where it has self loops; its share
+// of the layer's sum is hop_weight * relu((message - mean) * factor + beta). Vectors of features are padded with zeros
+// to whole registers.
 template <typename scalar_t, typename index_t>
 struct DrewHop {
   const int64_t* rowptr;   // [num_nodes + 1]; of the transposed shell in the backward pass, as col
@@ -23,10 +24,12 @@ struct DrewHop {
   const scalar_t* c0;    // [padded]
   const scalar_t* c1;    // [padded]
   const scalar_t* c2;    // [padded]
-  scalar_t* grad_state;  // [num_nodes, num_features]
+  scalar_t* grad_state;  // [num_nodes, num_features], null where not wanted
   bool add;              // to grad_state, or write it
+  bool self_loops;
 };
 
+constexpr int64_t kPad = 16;            // elements: a whole number of registers of every instruction set
 constexpr int64_t kDrewBlockRows = 48;  // rows of a hop that stay in the first-level cache with the weight
 
 }  // namespace gossamer

@@ -1,7 +1,7 @@
 // Backward loops of drew_gcn over rows [begin, end).
 #include "rewiring/drew_gcn_block.h"
 
-// The gradient before the normalisation of the rows, into `behind` and (added or written) into grad_state.
+// The gradient before the normalisation of the rows, into `behind` and (added or written) into grad_state, if not null.
 template <typename scalar_t>
 inline void grad_before_normalize(const scalar_t* out, const scalar_t* length, const scalar_t* grad, scalar_t* behind,
                                   scalar_t* grad_state, bool add, int64_t num_features, int64_t padded, int64_t row) {
@@ -21,6 +21,7 @@ inline void grad_before_normalize(const scalar_t* out, const scalar_t* length, c
     Vector g = load_row(grad + base, f, num_features);
     if (length) g = factor * (g - along * load_row(out + base, f, num_features));
     store_row(behind + base, f, num_features, g);
+    if (!grad_state) continue;
     if (add) g += load_row(grad_state + base, f, num_features);
     store_row(grad_state + base, f, num_features, g);
   }
@@ -41,18 +42,22 @@ void drew_hop_sum_backward(const DrewHop<scalar_t, index_t>* hops, int64_t num_h
     }
     for (int64_t k = 0; k < num_hops; ++k) {
       double* total = sums + k * 2 * padded;
-      for (int64_t f = 0; f < padded; f += S::kLanes) {
-        Vector sum = {}, product = {};
+      constexpr int kVectors = kPad / S::kLanes;  // side by side, as one sum alone would wait for itself
+      for (int64_t f = 0; f < padded; f += kPad) {
+        Vector sum[kVectors] = {}, product[kVectors] = {};
         for (int64_t r = row; r < last; ++r) {
-          const Vector message = load_row(hops[k].message + r * num_features, f, num_features);
-          const Vector g = load_row(behind + r * num_features, f, num_features);
-          const Vector kept = normed(hops[k], message, f) > 0 ? g : Vector{};
-          sum += kept;
-          product += kept * (message - S::load(hops[k].mean + f));
+          for (int v = 0; v < kVectors; ++v) {
+            const int64_t at = f + v * S::kLanes;
+            const Vector message = load_row(hops[k].message + r * num_features, at, num_features);
+            const Vector g = load_row(behind + r * num_features, at, num_features);
+            const Vector kept = normed(hops[k], message, at) > 0 ? g : Vector{};
+            sum[v] += kept;
+            product[v] += kept * (message - S::load(hops[k].mean + at));
+          }
         }
-        for (int64_t lane = 0; lane < S::kLanes; ++lane) {
-          total[f + lane] += sum[lane];
-          total[padded + f + lane] += product[lane];
+        for (int64_t i = 0; i < kPad; ++i) {
+          total[f + i] += sum[i / S::kLanes][i % S::kLanes];
+          total[padded + f + i] += product[i / S::kLanes][i % S::kLanes];
         }
       }
     }
@@ -83,21 +88,27 @@ template <typename scalar_t, typename index_t>
 void drew_gather_backward(const DrewHop<scalar_t, index_t>& hop, const scalar_t* grad_message, scalar_t* grad_weight,
                           int64_t num_features, int64_t padded, int64_t begin, int64_t end) {
   using S = Simd<scalar_t>;
+  const bool whole = num_features == padded;  // then rows need no padding, and are read and written in place
   std::vector<scalar_t> buffer(3 * kDrewBlockRows * padded);
   scalar_t* gathered = buffer.data();
   scalar_t* block = gathered + kDrewBlockRows * padded;
-  scalar_t* state = block + kDrewBlockRows * padded;
+  scalar_t* copy = block + kDrewBlockRows * padded;
   for (int64_t row = begin; row < end; row += kDrewBlockRows) {
     const int64_t rows = std::min(kDrewBlockRows, end - row);
+    const scalar_t* state = whole ? hop.state + row * padded : copy;
     gather_block<true>(hop, grad_message, num_features, padded, row, row + rows, gathered);
-    product(gathered, padded, 1, hop.weight, padded, num_features, block, padded, rows, padded, false);
-    for (int64_t r = 0; r < rows; ++r) {
+    if (hop.grad_state) {
+      scalar_t* target = whole ? hop.grad_state + row * padded : block;
+      product(gathered, padded, 1, hop.weight, padded, num_features, target, padded, rows, padded, whole && hop.add);
+    }
+    for (int64_t r = 0; !whole && r < rows; ++r) {
       const int64_t base = (row + r) * num_features;
       for (int64_t f = 0; f < padded; f += S::kLanes) {
+        S::store(copy + r * padded + f, load_row(hop.state + base, f, num_features));
+        if (!hop.grad_state) continue;
         auto value = S::load(block + r * padded + f);
         if (hop.add) value += load_row(hop.grad_state + base, f, num_features);
         store_row(hop.grad_state + base, f, num_features, value);
-        S::store(state + r * padded + f, load_row(hop.state + base, f, num_features));
       }
     }
     product(gathered, int64_t{1}, padded, state, padded, rows, grad_weight, padded, num_features, padded, true);

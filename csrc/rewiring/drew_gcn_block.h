@@ -27,15 +27,18 @@ inline void product_tile(const scalar_t* a, int64_t a_row, int64_t a_step, const
 template <int kVectors, typename scalar_t>
 inline void product_columns(const scalar_t* a, int64_t a_row, int64_t a_step, const scalar_t* b, int64_t b_row,
                             int64_t depth, scalar_t* c, int64_t c_row, int64_t rows, bool add) {
-  constexpr int kRows = GOSSAMER_VECTOR_BYTES == 64 ? 6 : 4;
+  constexpr int kRows = 6;  // 12 or 24 sums: as many as the registers hold, enough to hide how long one takes
   int64_t m = 0;
-  for (; m + kRows <= rows; m += kRows) {
-    product_tile<kRows, kVectors>(a + m * a_row, a_row, a_step, b, b_row, depth, c + m * c_row, c_row, add);
-  }
-  for (; m + 2 <= rows; m += 2) {
-    product_tile<2, kVectors>(a + m * a_row, a_row, a_step, b, b_row, depth, c + m * c_row, c_row, add);
-  }
-  if (m < rows) product_tile<1, kVectors>(a + m * a_row, a_row, a_step, b, b_row, depth, c + m * c_row, c_row, add);
+  const auto tile = [&](auto height) {
+    constexpr int kHeight = decltype(height)::value;
+    for (; m + kHeight <= rows; m += kHeight) {
+      product_tile<kHeight, kVectors>(a + m * a_row, a_row, a_step, b, b_row, depth, c + m * c_row, c_row, add);
+    }
+  };
+  tile(std::integral_constant<int, kRows>{});
+  tile(std::integral_constant<int, 4>{});
+  tile(std::integral_constant<int, 2>{});
+  tile(std::integral_constant<int, 1>{});
 }
 
 // The same for `rows` rows of `padded` columns.
@@ -71,8 +74,8 @@ inline void store_row(scalar_t* row, int64_t f, int64_t num_features, typename S
   store_partial(row + f, std::max<int64_t>(num_features - f, 0), &v);
 }
 
-// out[:] = scale[i] * (sum over edges of row i of scale[j] * x[j, :] + scale[i] * x[i, :]); kScaled: x has the inner
-// scales already.
+// out[:] = scale[i] * (sum over edges of row i of scale[j] * x[j, :] + scale[i] * x[i, :]), the last term where the hop
+// has self loops; kScaled: x has the inner scales already.
 template <int kVectors, bool kScaled, typename scalar_t, typename index_t>
 inline void gather_columns(const DrewHop<scalar_t, index_t>& hop, const scalar_t* x, int64_t num_features, int64_t row,
                            int64_t f, scalar_t* out) {
@@ -90,7 +93,7 @@ inline void gather_columns(const DrewHop<scalar_t, index_t>& hop, const scalar_t
       }
     }
   };
-  add(row);
+  if (hop.self_loops) add(row);
   for (int64_t e = hop.rowptr[row]; e < hop.rowptr[row + 1]; ++e) add(hop.col[e]);
   for (int v = 0; v < kVectors; ++v) S::store(out + f + v * S::kLanes, hop.scale[row] * sum[v]);
 }
@@ -99,11 +102,12 @@ template <bool kScaled, typename scalar_t, typename index_t>
 inline void gather_block(const DrewHop<scalar_t, index_t>& hop, const scalar_t* x, int64_t num_features, int64_t padded,
                          int64_t begin, int64_t end, scalar_t* block) {
   constexpr int64_t kLanes = Simd<scalar_t>::kLanes;
+  constexpr int kWide = GOSSAMER_VECTOR_BYTES == 64 ? 4 : 8;  // 64 floats: a row's edges are walked once
   for (int64_t row = begin; row < end; ++row) {
     scalar_t* out = block + (row - begin) * padded;
     int64_t f = 0;
-    for (; f + 4 * kLanes <= num_features; f += 4 * kLanes) {
-      gather_columns<4, kScaled>(hop, x, num_features, row, f, out);
+    for (; f + kWide * kLanes <= num_features; f += kWide * kLanes) {
+      gather_columns<kWide, kScaled>(hop, x, num_features, row, f, out);
     }
     for (; f < padded; f += kLanes) gather_columns<1, kScaled>(hop, x, num_features, row, f, out);
   }
@@ -114,20 +118,25 @@ template <typename scalar_t>
 inline void add_moments(const scalar_t* block, int64_t padded, int64_t rows, int64_t rows_before, double* mean,
                         double* squares) {
   using S = Simd<scalar_t>;
-  for (int64_t f = 0; f < padded; f += S::kLanes) {
-    typename S::Vector sum = {}, square = {};
-    for (int64_t r = 0; r < rows; ++r) sum += S::load(block + r * padded + f);
-    const typename S::Vector center = sum / static_cast<scalar_t>(rows);
+  constexpr int kVectors = kPad / S::kLanes;  // side by side, as one sum alone would wait for itself
+  const double share = static_cast<double>(rows) / static_cast<double>(rows_before + rows);
+  for (int64_t f = 0; f < padded; f += kPad) {
+    typename S::Vector sum[kVectors] = {}, square[kVectors] = {}, center[kVectors];
     for (int64_t r = 0; r < rows; ++r) {
-      const auto difference = S::load(block + r * padded + f) - center;
-      square += difference * difference;
+      for (int v = 0; v < kVectors; ++v) sum[v] += S::load(block + r * padded + f + v * S::kLanes);
     }
-    const double share = static_cast<double>(rows) / static_cast<double>(rows_before + rows);
-    for (int64_t lane = 0; lane < S::kLanes; ++lane) {
-      const double delta = sum[lane] / static_cast<double>(rows) - mean[f + lane];
-      mean[f + lane] += delta * share;
+    for (int v = 0; v < kVectors; ++v) center[v] = sum[v] / static_cast<scalar_t>(rows);
+    for (int64_t r = 0; r < rows; ++r) {
+      for (int v = 0; v < kVectors; ++v) {
+        const auto difference = S::load(block + r * padded + f + v * S::kLanes) - center[v];
+        square[v] += difference * difference;
+      }
+    }
+    for (int64_t i = 0; i < kPad; ++i) {
+      const double delta = sum[i / S::kLanes][i % S::kLanes] / static_cast<double>(rows) - mean[f + i];
+      mean[f + i] += delta * share;
       // center is rounded: the squares around it exceed those around the mean by less than their own rounding
-      squares[f + lane] += square[lane] + delta * delta * rows_before * share;
+      squares[f + i] += square[i / S::kLanes][i % S::kLanes] + delta * delta * rows_before * share;
     }
   }
 }
@@ -138,15 +147,16 @@ template <typename scalar_t, typename index_t>
 void drew_messages(const DrewHop<scalar_t, index_t>& hop, int64_t num_features, int64_t padded, double* moments,
                    int64_t begin, int64_t end) {
   using S = Simd<scalar_t>;
+  const bool whole = num_features == padded;  // then rows need no padding, and blocks are written in place
   std::vector<scalar_t> buffer(2 * kDrewBlockRows * padded);
   scalar_t* gathered = buffer.data();
-  scalar_t* block = gathered + kDrewBlockRows * padded;
   for (int64_t row = begin; row < end; row += kDrewBlockRows) {
     const int64_t rows = std::min(kDrewBlockRows, end - row);
+    scalar_t* block = whole ? hop.message + row * padded : gathered + kDrewBlockRows * padded;
     gather_block<false>(hop, hop.state, num_features, padded, row, row + rows, gathered);
     product(gathered, padded, 1, hop.weight, padded, num_features, block, padded, rows, padded, false);
     if (moments) add_moments(block, padded, rows, row - begin, moments, moments + padded);
-    for (int64_t r = 0; r < rows; ++r) {
+    for (int64_t r = 0; !whole && r < rows; ++r) {
       for (int64_t f = 0; f < padded; f += S::kLanes) {
         store_row(hop.message + (row + r) * num_features, f, num_features, S::load(block + r * padded + f));
       }

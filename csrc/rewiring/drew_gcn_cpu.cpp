@@ -12,16 +12,14 @@ namespace {
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> drew_gcn_cpu(
     const Tensor& x, Tensors rowptr, Tensors col, Tensors scale, Integers layer, Integers shell, Integers state,
     int64_t num_layers, const Tensor& weight, const Tensor& gamma, const Tensor& beta, const OptionalTensor& hop_weight,
-    const OptionalTensor& mean, const OptionalTensor& var, double eps, bool l2_norm, bool keep_messages, Tensors,
-    Tensors) {
+    const OptionalTensor& mean, const OptionalTensor& var, double eps, bool l2_norm, bool self_loops,
+    bool keep_messages, Tensors, Tensors) {
   const DrewPlan plan{layer, shell, state, num_layers};
   GOSSAMER_CHECK_TENSOR(x, 2, "drew_gcn");
   check_plan(plan, rowptr.size());
   check_shells(x, rowptr, col, scale);
   check_parameters(plan, x, weight, gamma, beta, hop_weight, mean, var);
   const int64_t num_nodes = x.size(0), num_features = x.size(1), hops = plan.num_hops();
-  int64_t widest = 0;
-  for (int64_t t = 0; t < num_layers; ++t) widest = std::max(widest, plan.first_hop(t + 1) - plan.first_hop(t));
   Tensor out = torch::stable::empty_like(x);
   Tensor states = with_huge_pages(torch::stable::new_empty(x, {num_layers, num_nodes, num_features}));
   Tensor messages = with_huge_pages(torch::stable::new_empty(x, {keep_messages ? hops : 0, num_nodes, num_features}));
@@ -29,11 +27,13 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> drew_gcn_cpu(
   Tensor out_var = torch::stable::new_empty(x, {hops, num_features});
   Tensor length = torch::stable::new_empty(x, {l2_norm ? num_layers : 0, num_nodes});
   if (x.numel() == 0) return {out, states, messages, out_mean, out_var, length};
-  Tensor scratch = with_huge_pages(torch::stable::new_empty(x, {keep_messages ? 0 : widest, num_nodes, num_features}));
+  Tensor scratch =
+      with_huge_pages(torch::stable::new_empty(x, {keep_messages ? 0 : widest_layer(plan), num_nodes, num_features}));
   dispatch_drew(x, col, [&](auto scalar, auto index) {
     using scalar_t = decltype(scalar);
     using index_t = decltype(index);
-    const auto stack = make_stack<scalar_t, index_t>(plan, x, rowptr, col, scale, weight, gamma, beta, hop_weight, eps);
+    const auto stack =
+        make_stack<scalar_t, index_t>(plan, x, rowptr, col, scale, weight, gamma, beta, hop_weight, eps, self_loops);
     const int64_t size = stack.state_size(), padded = stack.padded;
     scalar_t* all = states.mutable_data_ptr<scalar_t>();
     scalar_t* kept = keep_messages ? messages.mutable_data_ptr<scalar_t>() : scratch.mutable_data_ptr<scalar_t>();

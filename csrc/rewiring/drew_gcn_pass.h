@@ -8,8 +8,7 @@
 namespace gossamer {
 
 constexpr int64_t kChunkRows =
-    16 * kDrewBlockRows;      // rows whose sums are kept together: the order of every sum is fixed
-constexpr int64_t kPad = 16;  // elements: a whole number of registers of every instruction set
+    16 * kDrewBlockRows;  // rows whose sums are kept together: the order of every sum is fixed
 
 inline int64_t num_chunks(int64_t num_nodes) { return (num_nodes + kChunkRows - 1) / kChunkRows; }
 
@@ -39,21 +38,23 @@ struct Stack {
   const scalar_t* beta;
   const scalar_t* hop_weight;  // null: ones
   double eps;
+  bool self_loops;
   int64_t num_nodes;
   int64_t num_features;
   int64_t padded;
+  std::vector<int64_t> no_edges;  // row pointers and scales of the hop without a shell
+  std::vector<scalar_t> ones;
 
   int64_t state_size() const { return num_nodes * num_features; }
 
   DrewHop<scalar_t, index_t> hop(int64_t p, const scalar_t* states, scalar_t* message,
                                  HopVectors<scalar_t>& vectors) const {
-    const int64_t k = plan.shell[p];
     vectors.weight = padded_copy(weight + p * num_features * num_features, num_features, num_features, padded, true);
     vectors.beta = padded_copy(beta + p * num_features, 1, num_features, padded);
-    return {
-        .rowptr = rowptr[k].template const_data_ptr<int64_t>(),
-        .col = col[k].template const_data_ptr<index_t>(),
-        .scale = scale[k].template const_data_ptr<scalar_t>(),
+    DrewHop<scalar_t, index_t> made{
+        .rowptr = nullptr,
+        .col = nullptr,
+        .scale = nullptr,
         .state = states + plan.state[p] * state_size(),
         .weight = vectors.weight.data(),
         .message = message,
@@ -66,7 +67,17 @@ struct Stack {
         .c2 = nullptr,
         .grad_state = nullptr,
         .add = false,
+        .self_loops = self_loops || plan.shell[p] < 0,
     };
+    walk(made, plan.shell[p], rowptr, col);
+    return made;
+  }
+
+  // Sends a hop along shell k of graphs with the nodes of this stack.
+  void walk(DrewHop<scalar_t, index_t>& hop, int64_t k, const Tensors& rowptr, const Tensors& col) const {
+    hop.rowptr = k < 0 ? no_edges.data() : rowptr[k].template const_data_ptr<int64_t>();
+    hop.col = k < 0 ? nullptr : col[k].template const_data_ptr<index_t>();
+    hop.scale = k < 0 ? ones.data() : scale[k].template const_data_ptr<scalar_t>();
   }
 
   double deviation(const scalar_t* var, int64_t p, int64_t f) const {
@@ -114,8 +125,8 @@ struct Stack {
 template <typename scalar_t, typename index_t>
 Stack<scalar_t, index_t> make_stack(const DrewPlan& plan, const Tensor& x, const Tensors& rowptr, const Tensors& col,
                                     const Tensors& scale, const Tensor& weight, const Tensor& gamma, const Tensor& beta,
-                                    const OptionalTensor& hop_weight, double eps) {
-  const int64_t num_features = x.size(-1);
+                                    const OptionalTensor& hop_weight, double eps, bool self_loops) {
+  const int64_t num_nodes = x.size(-2), num_features = x.size(-1);
   return {plan,
           rowptr,
           col,
@@ -125,22 +136,12 @@ Stack<scalar_t, index_t> make_stack(const DrewPlan& plan, const Tensor& x, const
           beta.const_data_ptr<scalar_t>(),
           data_or_null<scalar_t>(hop_weight),
           eps,
-          x.size(-2),
+          self_loops,
+          num_nodes,
           num_features,
-          (num_features + kPad - 1) / kPad * kPad};
-}
-
-inline void check_parameters(const DrewPlan& plan, const Tensor& x, const Tensor& weight, const Tensor& gamma,
-                             const Tensor& beta, const OptionalTensor& hop_weight, const OptionalTensor& mean,
-                             const OptionalTensor& var) {
-  const int64_t hops = plan.num_hops();
-  check_parameter(weight, x, hops, 3, "weight");
-  check_parameter(gamma, x, hops, 2, "gamma");
-  check_parameter(beta, x, hops, 2, "beta");
-  if (hop_weight) check_parameter(*hop_weight, x, hops, 1, "hop_weight");
-  GOSSAMER_CHECK(mean.has_value() == var.has_value(), "drew_gcn: mean and var must be given together");
-  if (mean) check_parameter(*mean, x, hops, 2, "mean");
-  if (var) check_parameter(*var, x, hops, 2, "var");
+          (num_features + kPad - 1) / kPad * kPad,
+          std::vector<int64_t>(num_nodes + 1),
+          std::vector<scalar_t>(num_nodes, 1)};
 }
 
 }  // namespace gossamer

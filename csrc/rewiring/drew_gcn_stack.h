@@ -11,7 +11,8 @@ namespace gossamer {
 using Tensors = std::vector<Tensor>;
 using Integers = std::vector<int64_t>;
 
-// Which hops a stack has: hop p belongs to layer[p] (ascending), walks shell[p] and reads state[p] <= layer[p].
+// Which hops a stack has: hop p belongs to layer[p] (ascending), walks shell[p] (-1: no shell, the node alone) and
+// reads state[p] <= layer[p].
 struct DrewPlan {
   const Integers& layer;
   const Integers& shell;
@@ -24,6 +25,12 @@ struct DrewPlan {
   }
 };
 
+inline int64_t widest_layer(const DrewPlan& plan) {
+  int64_t widest = 0;
+  for (int64_t t = 0; t < plan.num_layers; ++t) widest = std::max(widest, plan.first_hop(t + 1) - plan.first_hop(t));
+  return widest;
+}
+
 inline void check_plan(const DrewPlan& plan, size_t num_shells) {
   const size_t hops = plan.layer.size();
   GOSSAMER_CHECK(plan.shell.size() == hops && plan.state.size() == hops,
@@ -34,8 +41,8 @@ inline void check_plan(const DrewPlan& plan, size_t num_shells) {
     GOSSAMER_CHECK(ordered, "drew_gcn: layer must ascend within [0, ", plan.num_layers, ")");
     GOSSAMER_CHECK(plan.state[p] >= 0 && plan.state[p] <= plan.layer[p], "drew_gcn: state must be in [0, layer], got ",
                    plan.state[p]);
-    GOSSAMER_CHECK(plan.shell[p] >= 0 && plan.shell[p] < static_cast<int64_t>(num_shells),
-                   "drew_gcn: shell must be in [0, ", num_shells, "), got ", plan.shell[p]);
+    GOSSAMER_CHECK(plan.shell[p] >= -1 && plan.shell[p] < static_cast<int64_t>(num_shells),
+                   "drew_gcn: shell must be in [-1, ", num_shells, "), got ", plan.shell[p]);
   }
 }
 
@@ -60,6 +67,39 @@ inline void check_parameter(const Tensor& tensor, const Tensor& x, int64_t num_h
               tensor.scalar_type() == x.scalar_type();
   for (int64_t d = 1; fits && d < dim; ++d) fits = tensor.size(d) == x.size(-1);
   GOSSAMER_CHECK(fits, "drew_gcn: ", name, " must be contiguous, with one entry per hop, of the width and type of x");
+}
+
+inline void check_parameters(const DrewPlan& plan, const Tensor& x, const Tensor& weight, const Tensor& gamma,
+                             const Tensor& beta, const OptionalTensor& hop_weight, const OptionalTensor& mean,
+                             const OptionalTensor& var) {
+  const int64_t hops = plan.num_hops();
+  check_parameter(weight, x, hops, 3, "weight");
+  check_parameter(gamma, x, hops, 2, "gamma");
+  check_parameter(beta, x, hops, 2, "beta");
+  if (hop_weight) check_parameter(*hop_weight, x, hops, 1, "hop_weight");
+  GOSSAMER_CHECK(mean.has_value() == var.has_value(), "drew_gcn: mean and var must be given together");
+  if (mean) check_parameter(*mean, x, hops, 2, "mean");
+  if (var) check_parameter(*var, x, hops, 2, "var");
+}
+
+inline void check_backward(const DrewPlan& plan, const Tensor& grad, const Tensor& out, const Tensor& states,
+                           const Tensor& messages, const Tensor& mean, const Tensor& var, const Tensor& length,
+                           const Tensors& rowptr, const Tensors& col, const Tensors& scale, const Tensor& weight,
+                           const Tensor& gamma, const Tensor& beta, const OptionalTensor& hop_weight,
+                           const Tensors& rowptr_t, const Tensors& col_t) {
+  GOSSAMER_CHECK_TENSOR(states, 3, "drew_gcn_backward");
+  GOSSAMER_CHECK_TENSOR(grad, 2, "drew_gcn_backward");
+  GOSSAMER_CHECK_TENSOR(out, 2, "drew_gcn_backward");
+  check_plan(plan, rowptr.size());
+  check_shells(states, rowptr, col, scale);
+  check_shells(states, rowptr_t, col_t, scale);
+  check_parameters(plan, states, weight, gamma, beta, hop_weight, mean, var);
+  const int64_t size = states.size(1) * states.size(2);
+  const bool kept =
+      messages.dim() == 3 && messages.size(0) == plan.num_hops() && messages.numel() == plan.num_hops() * size;
+  GOSSAMER_CHECK(grad.numel() == size && out.numel() == size && (kept || messages.numel() == 0) &&
+                     messages.is_contiguous() && length.is_contiguous(),
+                 "drew_gcn_backward: grad, out, messages and length must be as drew_gcn made them");
 }
 
 template <typename Function>
