@@ -13,6 +13,7 @@ __all__ = ["decode_attention", "merge_attention"]
 
 NAME = "decode_attention"
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+BYTES = (torch.int8, torch.float8_e4m3fn, torch.float8_e5m2)  # caches of these have a scale per position and head
 
 
 def decode_attention(
@@ -37,7 +38,7 @@ def decode_attention(
     The Q queries of a sequence stand at its last Q cache positions, and see all positions up to their own. G =
     Hq / Hkv query heads share a key/value head, whose rows are read once for all of them and for all queries.
     Whole runs of 256 positions that several sequences begin with and have in the same memory (equal leading entries of
-    the block table, as ``PagedKVCache.fork`` leaves them, or a cache expanded over the batch) are read once on the CPU.
+    the block table, as ``PagedKVCache.fork`` leaves them, or a cache expanded over the batch) are read once.
     The bits of a result depend on its own sequence alone: not on the batch, the threads or the layout in blocks.
     With int8 caches, bfloat16 queries and dimensions that are multiples of 64, queries and probabilities are rounded to
     integers of 2^-16 of their row's largest (on processors with AVX-512 VNNI); the caches themselves are read exactly.
@@ -45,8 +46,8 @@ def decode_attention(
 
     Args:
         q: [B, Q, Hq, Dk], float32, bfloat16 or float16.
-        k: [B, S, Hkv, Dk], dtype of q or int8, any strides with dense last dimension; Hkv divides Hq.
-            With a block table [num_blocks, block_size, Hkv, Dk].
+        k: [B, S, Hkv, Dk], dtype of q, or int8, float8_e4m3fn or float8_e5m2 with scales; any strides with dense
+            last dimension; Hkv divides Hq. With a block table [num_blocks, block_size, Hkv, Dk].
         v: [B, S, Hkv, Dv] or in blocks, dtype of k; may be k itself, which is then read once.
         seq_lens: [B], integer, valid cache positions per sequence, in [0, S]; all S by default.
         block_table: [B, max_blocks], integer; entry i is the block of positions [i block_size, (i + 1) block_size).
@@ -57,7 +58,7 @@ def decode_attention(
         alibi_slopes: [Hq], floating point; scores fall by slope * distance.
         tree_mask: [B or 1, Q, Q], bool; query i sees the last Q positions j where tree_mask[b, i, j], and all
             before. In place of the causal order, for drafts that form a tree.
-        k_scale: [B, S, Hkv] or [num_blocks, block_size, Hkv], float32; required for int8: k is k * k_scale.
+        k_scale: [B, S, Hkv] or [num_blocks, block_size, Hkv], float32; required for caches of bytes: k is k * k_scale.
         v_scale: like k_scale, for v.
         return_lse: also return the logarithm of the softmax denominators.
 
@@ -130,8 +131,8 @@ def _check_tensors(q: Tensor, k: Tensor, v: Tensor, block_table: Tensor | None) 
     if q.dtype not in DTYPES:
         raise TypeError(f"{NAME}: q must be float32, bfloat16 or float16, got {q.dtype}")
     for name, tensor in (("k", k), ("v", v)):
-        if tensor.dtype != k.dtype or tensor.dtype not in (q.dtype, torch.int8):
-            raise TypeError(f"{NAME}: {name} must be {q.dtype} or int8, and k and v alike, got {tensor.dtype}")
+        if tensor.dtype != k.dtype or tensor.dtype not in (q.dtype, *BYTES):
+            raise TypeError(f"{NAME}: {name} must be {q.dtype}, int8 or float8, and k and v alike, got {tensor.dtype}")
     if torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad):
         raise ValueError(f"{NAME}: q, k and v must be without gradient, got requires_grad=True; use torch.no_grad()")
     batch, _, num_heads, key_dim = q.shape
@@ -162,8 +163,8 @@ def _check_options(
         require(tuple(tree_mask.shape) in shapes and tree_mask.dtype == torch.bool, NAME, "tree_mask",
                 f"bool of shape {shapes[0]} or {shapes[1]}", f"{tree_mask.dtype} {tuple(tree_mask.shape)}")  # fmt: skip
     for name, scale in (("k_scale", k_scale), ("v_scale", v_scale)):
-        quantised = k.dtype == torch.int8
-        require((scale is not None) == quantised, NAME, name, "given for int8 caches and for no others", k.dtype)
+        require((scale is not None) == (k.dtype in BYTES), NAME, name,
+                "given for int8 and float8 caches and for no others", k.dtype)  # fmt: skip
         if scale is not None:
             require(scale.shape == k.shape[:3] and scale.dtype == torch.float32, NAME, name,
                     f"float32 of shape {tuple(k.shape[:3])}", f"{scale.dtype} {tuple(scale.shape)}")  # fmt: skip

@@ -26,8 +26,9 @@ def make(batch, num_queries, heads, kv_heads, key_dim, value_dim, length, dtype=
     return [torch.randn(shape, generator=generator).to(dtype) for shape in shapes]
 
 
-def assert_matches(q, k, v, **options):
-    out, lse = decode_attention(q, k, v, return_lse=True, **options)
+def assert_matches(q, k, v, device="cpu", **options):
+    moved = {name: x.to(device) if isinstance(x, torch.Tensor) else x for name, x in options.items()}
+    out, lse = (x.cpu() for x in decode_attention(*(x.to(device) for x in (q, k, v)), return_lse=True, **moved))
     expected, expected_lse = reference.decode_attention(q, k, v, **options)
     tolerance = TOLERANCE[q.dtype] * max(1.0, (q.shape[-1] / 128) ** 0.5)  # rounding grows with the length of a score
     assert out.dtype == q.dtype
@@ -64,9 +65,36 @@ OPTIONS = [
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
 @pytest.mark.parametrize("options", OPTIONS)
 @pytest.mark.parametrize(("batch", "num_queries", "heads", "kv_heads", "key_dim", "value_dim", "length"), SHAPES)
-def test_matches_reference(batch, num_queries, heads, kv_heads, key_dim, value_dim, length, options, dtype):
+def test_matches_reference(batch, num_queries, heads, kv_heads, key_dim, value_dim, length, options, dtype, device):
     q, k, v = make(batch, num_queries, heads, kv_heads, key_dim, value_dim, length, dtype)
-    assert_matches(q, k, v, **options(batch, num_queries, heads, length))
+    assert_matches(q, k, v, device, **options(batch, num_queries, heads, length))
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize("group", [1, 2, 3, 5, 7, 9, 12, 15, 16, 17, 24, 31, 33, 48, 64, 71, 100, 127, 128])
+def test_any_group_matches_reference(group, dtype, device):
+    assert_matches(*make(1, 1, 2 * group, 2, 48, 48, 261, dtype), device)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize(("key_dim", "value_dim"), [(16, 576), (24, 8), (80, 17), (129, 256), (320, 96), (576, 512)])
+def test_any_head_size_matches_reference(key_dim, value_dim, dtype, device):
+    for heads, kv_heads in [(4, 2), (12, 1)]:
+        assert_matches(*make(1, 2, heads, kv_heads, key_dim, value_dim, 70, dtype), device)
+
+
+def test_tree_of_drafts_equals_its_paths():
+    """Drafts 1 and 2 follow draft 0, and draft 3 follows 1: each sees what it would see alone in a cache."""
+    q, k, v = make(1, 4, 8, 2, 64, 64, 300)
+    paths = [[0], [0, 1], [0, 2], [0, 1, 3]]
+    mask = torch.zeros(1, 4, 4, dtype=torch.bool)
+    for i, path in enumerate(paths):
+        mask[0, i, path] = True
+    out = decode_attention(q, k, v, tree_mask=mask)
+    for i, path in enumerate(paths):
+        rows = list(range(296)) + [296 + j for j in path]
+        alone = decode_attention(q[:, i : i + 1], k[:, rows], v[:, rows])
+        torch.testing.assert_close(out[:, i : i + 1], alone, rtol=1e-5, atol=1e-5)
 
 
 def random_case(seed):
@@ -229,6 +257,34 @@ def test_int8_cache_is_exact_up_to_its_rounding(heads, dtype):
     assert (expected - exact).abs().max() <= bound
 
 
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize("cache_dtype", [torch.float8_e4m3fn, torch.float8_e5m2], ids=str)
+def test_float8_caches_are_read_exactly(cache_dtype, dtype, isa, monkeypatch):
+    """Attention over k_float8 * k_scale, subnormal numbers and dimensions within a vector included."""
+    monkeypatch.setenv("GOSSAMER_ISA", isa)
+    for heads, dim in [(2, 64), (8, 20), (40, 64)]:
+        q, k, v = make(2, 1, heads, 2, dim, dim, 300)
+        q, small = q.to(dtype), torch.finfo(cache_dtype).smallest_normal
+        scales = [x.abs().amax(-1) / 100 * torch.where(torch.arange(300) < 9, 50 / small, 1.0)[:, None] for x in (k, v)]
+        bytes_ = [(x / s[..., None]).to(cache_dtype) for x, s in zip((k, v), scales)]
+        out = decode_attention(q, *bytes_, k_scale=scales[0], v_scale=scales[1])
+        wide = [x.double() * s[..., None].double() for x, s in zip(bytes_, scales)]
+        expected, _ = reference.decode_attention(q, *wide)
+        torch.testing.assert_close(out.double(), expected, rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("cache_dtype", [torch.float8_e4m3fn, torch.float8_e5m2], ids=str)
+def test_every_byte_of_a_float8_cache_is_its_number(cache_dtype, device):
+    v = torch.arange(256, dtype=torch.uint8).view(cache_dtype).view(1, 1, 1, 256).to(device)
+    k, one = torch.zeros_like(v), torch.ones(1, 1, 1, device=device)
+    out = decode_attention(torch.ones(1, 1, 1, 256, device=device), k, v, k_scale=one, v_scale=one)
+    number = v.float()
+    finite = number.isfinite()
+    assert torch.equal(out.isfinite(), finite)
+    assert torch.equal(out[finite], number[finite])
+
+
 def test_equal_heads_give_multi_head_attention():
     q, k, v = make(2, 1, 8, 1, 32, 32, 90)
     assert_same = torch.testing.assert_close
@@ -291,7 +347,7 @@ def test_opcheck_and_compile():
 Q, K, V = make(2, 1, 8, 2, 32, 32, 40)
 WRONG = [
     (lambda: decode_attention(Q.double(), K, V), TypeError, "q must be float32"),
-    (lambda: decode_attention(Q, K.half(), V.half()), TypeError, "k must be torch.float32 or int8"),
+    (lambda: decode_attention(Q, K.half(), V.half()), TypeError, "k must be torch.float32, int8 or float8"),
     (lambda: decode_attention([1], K, V), TypeError, "q must be a tensor"),
     (lambda: decode_attention(Q[0], K, V), ValueError, "q must be of 4 dimensions"),
     (lambda: decode_attention(Q[:, :, :7], K, V), ValueError, "k must be of a number of heads that divides 7"),

@@ -34,16 +34,18 @@ def make_cache(tree, kv_heads, dtype, seed=0):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize(("heads", "kv_heads", "num_queries"), [(1, 1, 1), (8, 2, 1), (12, 3, 2), (40, 1, 1)])
 @pytest.mark.parametrize("tree", TREES)
-def test_shared_blocks_equal_own_blocks_to_the_bit(tree, heads, kv_heads, num_queries, dtype, threads):
+def test_shared_blocks_equal_own_blocks_to_the_bit(tree, heads, kv_heads, num_queries, dtype, threads, device):
     k, v, table, lengths, generator = make_cache(tree, kv_heads, dtype)
     shuffle = torch.randperm(len(tree), generator=generator)
     table, lengths = table[shuffle], lengths[shuffle]
     q = torch.randn(len(tree), num_queries, heads, 64, generator=generator).to(dtype)
+    q, k, v, table, lengths = (x.to(device) for x in (q, k, v, table, lengths))
     own_k, own_v = (x[table.clamp(min=0)].flatten(1, 2) for x in (k, v))
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(threads)
-        for options in ({}, {"window": 900}, {"sinks": torch.zeros(heads), "alibi_slopes": torch.rand(heads)}):
+        heads_options = {"sinks": torch.zeros(heads, device=device), "alibi_slopes": torch.rand(heads, device=device)}
+        for options in ({}, {"window": 900}, heads_options):
             shared = decode_attention(q, k, v, seq_lens=lengths, block_table=table, return_lse=True, **options)
             alone = decode_attention(q, own_k, own_v, seq_lens=lengths, return_lse=True, **options)
             assert all(torch.equal(a, b) for a, b in zip(shared, alone))
@@ -51,11 +53,11 @@ def test_shared_blocks_equal_own_blocks_to_the_bit(tree, heads, kv_heads, num_qu
         torch.set_num_threads(before)
 
 
-def test_expanded_cache_is_one_prefix():
+def test_expanded_cache_is_one_prefix(device):
     generator = torch.Generator().manual_seed(0)
-    q = torch.randn(5, 1, 8, 64, generator=generator)
-    k = torch.randn(1, 1100, 2, 64, generator=generator).expand(5, -1, -1, -1)
-    lengths = torch.tensor([1100, 300, 0, 1099, 1100])
+    q = torch.randn(5, 1, 8, 64, generator=generator).to(device)
+    k = torch.randn(1, 1100, 2, 64, generator=generator).to(device).expand(5, -1, -1, -1)
+    lengths = torch.tensor([1100, 300, 0, 1099, 1100], device=device)
     out = decode_attention(q, k, k, seq_lens=lengths)
     assert torch.equal(out, decode_attention(q, k.contiguous(), k.contiguous(), seq_lens=lengths))
 

@@ -25,6 +25,8 @@ inline Element element_of(const Tensor& tensor) {
     case ScalarType::BFloat16: return Element::kBFloat16;
     case ScalarType::Half: return Element::kHalf;
     case ScalarType::Char: return Element::kInt8;
+    case ScalarType::Float8_e4m3fn: return Element::kE4M3;
+    case ScalarType::Float8_e5m2: return Element::kE5M2;
     default: GOSSAMER_CHECK(false, "decode_attention: q must be float32, bfloat16 or float16");
   }
 }
@@ -35,9 +37,10 @@ inline std::tuple<Tensor, Tensor> empty_results(const Tensor& q, const Tensor& k
   GOSSAMER_CHECK_TENSOR(q, 4, "decode_attention");
   GOSSAMER_CHECK(k.dim() == 4 && v.dim() == 4 && k.stride(3) == 1 && v.stride(3) == 1,
                  "decode_attention: k and v must have 4 dimensions, the last one dense");
-  GOSSAMER_CHECK(k.scalar_type() == v.scalar_type() && (k.scalar_type() == ScalarType::Char) == k_scale.has_value() &&
-                     (k.scalar_type() == ScalarType::Char || k.scalar_type() == q.scalar_type()),
-                 "decode_attention: k and v must have the type of q, or int8 with scales");
+  const bool bytes = size_of(element_of(k)) == 1;
+  GOSSAMER_CHECK(k.scalar_type() == v.scalar_type() && bytes == k_scale.has_value() &&
+                     (bytes || k.scalar_type() == q.scalar_type()) && size_of(element_of(q)) > 1,
+                 "decode_attention: k and v must have the type of q, or int8 or float8 with scales");
   return {torch::stable::new_empty(q, {q.size(0), q.size(1), q.size(2), v.size(3)}),
           torch::stable::new_empty(q, {q.size(0), q.size(1), q.size(2)}, ScalarType::Float)};
 }

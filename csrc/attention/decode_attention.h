@@ -31,14 +31,18 @@ struct Decoder {
   static constexpr int kChunk = Blocks::kChunk;
   static constexpr int kBlock = std::min(kRows, kInt8 ? 4 : kAccumulators / 2);  // rows of one value tile
 
-  // One or two rows read whole vectors of a key: then the order of positions serves the processor's own prefetcher.
-  static constexpr bool kInOrder = kRows <= 2 && !kInt8 && kLanes == 16;
-  static constexpr int64_t kKeyBlock = kInOrder ? kTileKeys<kRows> : kLeafPadding;  // keys of a head taken in turn
-  static constexpr int64_t kValueBlock = std::max(16, Dot::kPack* kChunk);
-
   const DecodeArgs& args;
   const LeafIndex& index;
   const PartialStore& store;
+
+  // Few rows read the cache faster than their products take: then the order of positions serves the processor's own
+  // prefetcher, and rows that lie a power of two apart do not push each other out of the caches.
+  const bool in_order = !kInt8 && (kLanes == 16 ? kRows <= 2 : args.rows() <= kLanes);
+  const int64_t key_block = in_order ? kTileKeys<kRows> : kLeafPadding;  // keys of a head taken in turn
+  // Positions whose values are taken in turn: without the registers of AVX-512 many rows want their probabilities and
+  // the packed values in the first cache together.
+  const int64_t value_block = in_order ? std::max(16, Dot::kPositions* kChunk) : kLanes == 16 || kInt8 ? kLeafKeys : 64;
+
   const Blocks blocks{args};
   Queries<Dot, kRows> queries{blocks};
   const int64_t score_rows = blocks.score_rows, key_words = blocks.key_words, key_stride = blocks.key_stride;
@@ -48,8 +52,8 @@ struct Decoder {
   const bool direct_keys = native && args.key_dim == key_words * Dot::kPack;
   const bool direct_values = native && args.value_dim == value_lanes;
   const int64_t value_stride = value_lanes / Dot::kPack;
-  const int64_t pass_heads = heads_of_a_pass();
-  Arena arena{kKeyBlock * key_stride + kLeafKeys * ((direct_values ? 0 : value_stride) + 2 * kLanes) +
+  const int64_t pass_heads = heads_of_a_pass(!in_order), shared_heads = heads_of_a_pass(true);
+  Arena arena{key_block * key_stride + kLeafKeys * ((direct_values ? 0 : value_stride) + 2 * kLanes) +
               pass_heads * (score_rows * (kLeafKeys + 3) + partial_size) + 128 * kLanes};
   float* const scores = arena.take(pass_heads * score_rows * kLeafKeys);
   float* const packed = arena.take(kLeafKeys * 2 * kLanes);
@@ -57,17 +61,18 @@ struct Decoder {
   int32_t* const digit_start = reinterpret_cast<int32_t*>(arena.take(round_up(2 * pass_heads * score_rows, kLanes)));
   int32_t* const digit_sums = reinterpret_cast<int32_t*>(arena.take(kInt8 ? 8 * kLanes * kBlock : 0));
   float* const leaf_memory = arena.take(pass_heads * partial_size);
-  float* const keys = arena.take(kKeyBlock * key_stride);
+  float* const keys = arena.take(key_block * key_stride);
   float* const values = arena.take(direct_values ? 0 : kLeafKeys * value_stride);
   std::unique_ptr<Arena> states;  // of the sequences that are decoded side by side, for each kv head
   float* first_state = nullptr;
   int64_t num_states = 0;
   const Softmax<Dot, kRows> softmax{args};
 
-  int64_t heads_of_a_pass() const {
+  // What several sequences read stays in the second cache, as does what is fetched ahead.
+  int64_t heads_of_a_pass(bool cached) const {
     const int64_t dims = args.key_dim + (args.values_are_keys ? 0 : args.value_dim);
     const int64_t bytes = kLeafKeys * dims * size_of(args.cache_type);
-    const int64_t most = std::min(kScoreWords / (score_rows * kLeafKeys), kInOrder ? kScoreWords : kPassBytes / bytes);
+    const int64_t most = std::min(kScoreWords / (score_rows * kLeafKeys), cached ? kPassBytes / bytes : kScoreWords);
     return std::clamp<int64_t>(most, 1, args.num_kv_heads);
   }
   float* state(int64_t member, int64_t kv_head) const {
@@ -105,11 +110,11 @@ struct Decoder {
   void score(const Pass& pass, int64_t member, Ahead ahead) {
     const int64_t padded = pass.step.padded, tiles = pass.count * padded / kTileKeys<kRows>;
     const int64_t lines = (ahead.lines() + tiles - 1) / tiles;
-    for (int64_t i = 0; i < padded; i += kKeyBlock) {
+    for (int64_t i = 0; i < padded; i += key_block) {
       for (int64_t slot = 0; slot < pass.count; ++slot) {
         const int64_t kv_head = pass.first + slot;
-        const char* row[kKeyBlock];
-        take_rows(pass.step.k + i, kv_head * args.k.stride[2], kKeyBlock, direct_keys, args.key_dim, key_stride, keys,
+        const char* row[kLeafPadding];
+        take_rows(pass.step.k + i, kv_head * args.k.stride[2], key_block, direct_keys, args.key_dim, key_stride, keys,
                   row);
         blocks.each([&]<int kVectors>(int64_t first) {
           float* out = scores_of(slot, first) + i * kRows * kVectors;
@@ -135,7 +140,7 @@ struct Decoder {
       }
     }
     const float factor = args.softcap == 0 ? args.scale * kLog2E : args.scale;
-    for (int64_t t = 0; t < kKeyBlock; t += kTile) {
+    for (int64_t t = 0; t < key_block; t += kTile) {
       ahead.fetch(lines);
       if constexpr (kInt8) {
         score_digits<kRows>(q, start, factors, row + t, key_words / kChunk, out + t / kChunk * kLanes);
@@ -147,19 +152,20 @@ struct Decoder {
 
   // The sums of values of all heads of the pass.
   void multiply(const Pass& pass, Ahead ahead, float* const* leaf) {
-    const int64_t padded = pass.step.padded, block = kInOrder ? kValueBlock : padded;
-    for (int64_t i = 0; i < padded; i += block) {
+    for (int64_t i = 0; i < pass.step.padded; i += value_block) {
+      const int64_t left = pass.step.padded - i, block = std::min(value_block, left);
       for (int64_t slot = 0; slot < pass.count; ++slot) {
         const char* row[kLeafKeys];
         take_rows(pass.step.v + i, (pass.first + slot) * args.v.stride[2], block, direct_values, args.value_dim,
                   value_stride, values, row);
         float* out = Partial{leaf[slot], args}.outputs;
+        const int64_t turns = left / block * pass.count - slot;  // to fetch what is left
         if constexpr (kInt8) {
-          multiply_digits(slot, row, padded, pass.count - slot, out, ahead);
-        } else if constexpr (kRows < kLanes) {
-          multiply_few(slot, i, block, pass.count - slot, DirectValues<Dot>{row}, out, ahead);
+          multiply_digits(slot, row, block, turns, out, ahead);
+        } else if (kRows < kLanes || in_order) {
+          multiply_few(slot, i, block, turns, DirectValues<Dot>{row}, out, ahead);
         } else {
-          multiply_many(slot, padded, pass.count - slot, DirectValues<Dot>{row}, out, ahead);
+          multiply_many(slot, i, block, turns, DirectValues<Dot>{row}, out, ahead);
         }
       }
     }
@@ -167,12 +173,12 @@ struct Decoder {
   // How many lines to fetch per `steps` of what remains to be done in a phase.
   static int64_t share_of(const Ahead& ahead, int64_t steps) { return (ahead.lines() + steps - 1) / steps; }
 
-  // `count` positions from `begin` on, by values as they lie; `slots` heads share what is left to fetch.
-  void multiply_few(int64_t slot, int64_t begin, int64_t count, int64_t slots, const DirectValues<Dot>& direct,
+  // `count` positions from `begin` on, by values as they lie; `turns` calls share what is left to fetch.
+  void multiply_few(int64_t slot, int64_t begin, int64_t count, int64_t turns, const DirectValues<Dot>& direct,
                     float* out, Ahead& ahead) {
     constexpr int kWide = kAccumulators / kBlock;
     const int64_t tiles = (args.rows() + kBlock - 1) / kBlock * value_lanes / kLanes;
-    const int64_t lines = share_of(ahead, slots * tiles * count / Dot::kPack / kFetchUnits);  // per vector of dims
+    const int64_t lines = share_of(ahead, turns * tiles * count / Dot::kPositions / kFetchUnits);  // per vector of dims
     int64_t d = 0;
     const auto columns = [&]<int kColumns>() {
       for (; d + kColumns * kLanes <= value_lanes; d += kColumns * kLanes) {
@@ -183,16 +189,16 @@ struct Decoder {
     if constexpr (kWide >= 4) columns.template operator()<4>();
     columns.template operator()<2>();
   }
-  // The same for a whole leaf, by values packed for two vectors of dims at a time.
-  void multiply_many(int64_t slot, int64_t count, int64_t slots, const DirectValues<Dot>& direct, float* out,
-                     Ahead& ahead) {
+  // The same by values packed for two vectors of dims at a time.
+  void multiply_many(int64_t slot, int64_t begin, int64_t count, int64_t turns, const DirectValues<Dot>& direct,
+                     float* out, Ahead& ahead) {
     const int64_t tiles = (args.rows() + kBlock - 1) / kBlock * value_lanes / (2 * kLanes);
-    const int64_t units = count / Dot::kPack, lines = share_of(ahead, slots * tiles * units / kFetchUnits);
+    const int64_t units = count / Dot::kPositions, lines = share_of(ahead, turns * tiles * units / kFetchUnits);
     for (int64_t d = 0; d < value_lanes; d += 2 * kLanes) {
       pack_values(direct, units, d);
       const PackedValues source{words(packed)};
       blocks.each([&]<int kVectors>(int64_t first) {
-        multiply_block<kVectors, 2>(slot, first, 0, count, source, d, out, ahead, lines);
+        multiply_block<kVectors, 2>(slot, first, begin, count, source, d, out, ahead, lines);
       });
     }
   }
@@ -207,7 +213,7 @@ struct Decoder {
   template <int kVectors, int kColumns, typename Values>
   void multiply_block(int64_t slot, int64_t first, int64_t begin, int64_t count, const Values& source, int64_t d,
                       float* out, Ahead& ahead, int64_t lines) {
-    constexpr int64_t kStride = kVectors * kLanes, kGroup = kChunk * Dot::kPack;
+    constexpr int64_t kStride = kVectors * kLanes, kGroup = kChunk * Dot::kPositions;
     const uint32_t* p = words(scores_of(slot, first)) + begin / kGroup * kStride;
     for (int64_t r = 0; r < std::min<int64_t>(kVectors * kRows, args.rows() - first); r += kBlock) {
       value_tile<Dot, kChunk, kBlock, kColumns>(p + r * kChunk, kStride, count / kGroup, source, d,
@@ -215,12 +221,12 @@ struct Decoder {
     }
   }
   // The same for a whole leaf in digits.
-  void multiply_digits(int64_t slot, const char* const* row, int64_t count, int64_t slots, float* out, Ahead& ahead) {
+  void multiply_digits(int64_t slot, const char* const* row, int64_t count, int64_t turns, float* out, Ahead& ahead) {
     if constexpr (kInt8) {
       const Digits digits = digits_of(slot);
       const int64_t groups = count / kChunk / 4;
       const int64_t tiles = (args.rows() + kBlock - 1) / kBlock * value_lanes / (2 * kLanes);
-      const int64_t lines = share_of(ahead, slots * tiles * groups);
+      const int64_t lines = share_of(ahead, turns * tiles * groups);
       for (int64_t r = 0; r < args.rows(); r += kBlock) {
         const int64_t first = r / kRows * kRows;
         const uint32_t* block = words(scores_of(slot, first)) + (r - first) * kChunk;
@@ -243,16 +249,17 @@ struct Decoder {
     const auto pass_at = [&](int64_t unit) -> Pass {
       const int64_t kv_head = unit % args.num_kv_heads, number = unit / args.num_kv_heads;
       Step& step = steps[number % 2];
+      const Segment& segment = *segment_of(unit);
       if (step.number != number) {
-        const Segment& segment = *segment_of(unit);
         locate(args, index.order[segment.begin], segment.first_leaf + number - segment.number, step);
         step.number = number;
       }
-      return {step, kv_head, std::min({pass_heads, args.num_kv_heads - kv_head, end - unit})};
+      const int64_t most = segment.sequences() == 1 ? pass_heads : shared_heads;
+      return {step, kv_head, std::min({most, args.num_kv_heads - kv_head, end - unit})};
     };
-    const bool ahead_values = !kInOrder && !args.values_are_keys;
+    const bool ahead_values = !in_order && !args.values_are_keys;
     int64_t root = -1;
-    if (begin < end && !kInOrder) keys_of(pass_at(begin)).fetch(kPassBytes / 64);
+    if (begin < end && !in_order) keys_of(pass_at(begin)).fetch(kPassBytes / 64);
     for (int64_t unit = begin; unit < end;) {
       const Pass pass = pass_at(unit);
       const Segment& segment = *segment_of(unit);
@@ -262,7 +269,7 @@ struct Decoder {
         make_states(segment.width);
       }
       unit += pass.count;
-      const Ahead next = unit < end && !kInOrder ? keys_of(pass_at(unit)) : Ahead();
+      const Ahead next = unit < end && !in_order ? keys_of(pass_at(unit)) : Ahead();
       for (int64_t i = segment.begin; i < segment.end; ++i) {
         pass.step.sequence = index.order[i];
         attend(pass, i - root, i == segment.begin && ahead_values ? values_of(pass) : Ahead(),
@@ -331,7 +338,7 @@ inline void decode_attention(const DecodeArgs& args, const LeafIndex& index, con
     return decode_share<Int8Dot>(args, index, store, begin, end);
   }
 #endif
-  if (args.query_type == Element::kBFloat16) return decode_share<Bf16Dot>(args, index, store, begin, end);
+  if (takes_pairs(args)) return decode_share<Bf16Dot>(args, index, store, begin, end);
   decode_share<FloatDot>(args, index, store, begin, end);
 }
 

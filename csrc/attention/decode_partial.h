@@ -39,6 +39,20 @@ inline void clear(const DecodeArgs& args, Partial state) {
   std::fill_n(state.sums, args.partial_size() - args.padded_rows(), 0.0f);
 }
 
+// True where words are pairs of bfloat16. Pairs of dims would round the entries of an int8 cache for nothing.
+inline bool takes_pairs(const DecodeArgs& args) {
+  return args.query_type == Element::kBFloat16 && (!kSplitDims<Bf16Dot> || args.cache_type == Element::kBFloat16);
+}
+
+// Even and odd dims, kLanes of each, in the order of dims.
+inline void join_dims(float* row, int64_t size) {
+  for (int64_t d = 0; d < size; d += 2 * kLanes) {
+    float joined[2 * kLanes];
+    for (int i = 0; i < 2 * kLanes; ++i) joined[i] = row[d + i % 2 * kLanes + i / 2];
+    std::memcpy(row + d, joined, sizeof(joined));
+  }
+}
+
 // Divides by the sums, joins the sinks, and writes out and lse.
 inline void finish(const DecodeArgs& args, int64_t sequence, int64_t kv_head, Partial state) {
   const auto store = row_storer(args.query_type);
@@ -48,7 +62,9 @@ inline void finish(const DecodeArgs& args, int64_t sequence, int64_t kv_head, Pa
     const float top = std::max(state.maxima[row], sink), base = top == -kInfinity ? 0.0f : top;
     const float factor = std::exp2(state.maxima[row] - base);
     const float sum = factor * state.sums[row] + std::exp2(sink - base);
-    store(state.outputs + row * args.padded_value_dim(), sum == 0.0f ? 0.0f : factor / sum, args.value_dim,
+    float* out = state.outputs + row * args.padded_value_dim();
+    if (kSplitDims<Bf16Dot> && takes_pairs(args)) join_dims(out, args.padded_value_dim());
+    store(out, sum == 0.0f ? 0.0f : factor / sum, args.value_dim,
           args.out + flat * args.value_dim * size_of(args.query_type));
     args.lse[flat] = (top + std::log2(sum)) / kLog2E;
   }

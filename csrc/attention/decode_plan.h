@@ -11,15 +11,15 @@ namespace gossamer {
 // softmax of its own, and leaves are folded in the order of position. This fixes the bits of the result.
 constexpr int64_t kLeafKeys = 256;
 
-enum class Element { kFloat, kBFloat16, kHalf, kInt8 };
+enum class Element { kFloat, kBFloat16, kHalf, kInt8, kE4M3, kE5M2 };
 
-inline int64_t size_of(Element element) { return element == Element::kFloat ? 4 : element == Element::kInt8 ? 1 : 2; }
+inline int64_t size_of(Element element) { return element == Element::kFloat ? 4 : element < Element::kInt8 ? 2 : 1; }
 
 // Rows of one cache tensor, [sequence or block, position, head, dim] with any strides and dense dims.
 struct CacheView {
   const char* data;
   int64_t stride[3];   // bytes: sequence or block, position, head
-  const float* scale;  // per position and head of an int8 cache, same strides in floats, or null
+  const float* scale;  // per position and head of a cache of bytes, same strides in floats, or null
   int64_t scale_stride[3];
 };
 

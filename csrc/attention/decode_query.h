@@ -4,7 +4,6 @@
 template <typename Dot, int kRows>
 struct RowBlocks {
   static constexpr bool kInt8 = Dot::kPack == 4;
-  static constexpr int kLevels = kInt8 ? 2 : 1;  // digits per query
   static constexpr int kChunk = kLanes / kRows;
 
   const DecodeArgs& args;
@@ -30,12 +29,12 @@ struct RowBlocks {
   }
 };
 
-// Queries of the sequences that are decoded side by side, as words [row block][step][vector or level][lane].
+// Queries of the sequences that are decoded side by side, as words [row block][step][level][vector][lane].
 template <typename Dot, int kRows>
 class Queries {
   using Blocks = RowBlocks<Dot, kRows>;
   static constexpr bool kInt8 = Blocks::kInt8;
-  static constexpr int kLevels = Blocks::kLevels, kChunk = Blocks::kChunk;
+  static constexpr int kLevels = Dot::kLevels, kChunk = Blocks::kChunk;
 
  public:
   explicit Queries(const Blocks& blocks) : blocks_(blocks) {}
@@ -77,8 +76,8 @@ class Queries {
     const DecodeArgs& args = blocks_.args;
     const int64_t vectors = blocks_.vectors_at(first);
     float* block = words_ + at(member, kv_head) * head_words_ + first * blocks_.key_words * kLevels;
-    const int64_t row_words = kInt8 ? 4 * blocks_.key_words : blocks_.key_stride;
-    const auto convert = row_converter<std::conditional_t<kInt8, FloatDot, Dot>>(args.query_type);
+    const int64_t row_words = kInt8 ? 4 * blocks_.key_words : kLevels * blocks_.key_stride;
+    const auto convert = row_converter<std::conditional_t<kLevels == 2, FloatDot, Dot>>(args.query_type);
     for (int64_t v = 0; v < vectors; ++v) {
       for (int64_t r = 0; r < kRows; ++r) {
         float* row = row_ + r * row_words;
@@ -98,22 +97,22 @@ class Queries {
     }
   }
 
-  // block[w / kChunk][vector][r * kChunk + w % kChunk] = word w of row r.
+  // block[w / kChunk][level][vector][r * kChunk + w % kChunk] = word kLevels w + level of row r.
   void interleave(int64_t row_words, int64_t vectors, float* block) const {
     if constexpr (kChunk == 1) {
-      for (int64_t w = 0; w < blocks_.key_words; w += kLanes) {
+      const int64_t words = kLevels * blocks_.key_words;
+      for (int64_t w = 0; w < words; w += kLanes) {
         Vector tile[kLanes];
         for (int r = 0; r < kLanes; ++r) tile[r] = Float::load(row_ + r * row_words + w);
         transpose(tile);
-        for (int i = 0; i < std::min<int64_t>(kLanes, blocks_.key_words - w); ++i) {
+        for (int i = 0; i < std::min<int64_t>(kLanes, words - w); ++i) {
           Float::store(block + (w + i) * vectors * kLanes, tile[i]);
         }
       }
     } else {
-      for (int64_t w = 0; w < blocks_.key_words; w += kChunk) {
-        for (int r = 0; r < kRows; ++r) {
-          std::memcpy(block + w / kChunk * kLanes + r * kChunk, row_ + r * row_words + w, kChunk * sizeof(float));
-        }
+      for (int64_t i = 0; i < kLevels * blocks_.key_words; ++i) {
+        const int64_t w = i / kLevels, lane = (w / kChunk * kLevels + i % kLevels) * kLanes + w % kChunk;
+        for (int r = 0; r < kRows; ++r) block[lane + r * kChunk] = row_[r * row_words + i];
       }
     }
   }

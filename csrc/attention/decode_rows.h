@@ -13,6 +13,42 @@ class Arena {
   float* next_;
 };
 
+// Bytes of a cache in the two formats of 8 bits. Shifted into the place of a float's exponent, they lack its bias
+// alone.
+struct E4M3 {
+  uint8_t byte;
+  static constexpr int kShift = 20;
+  static constexpr float kBias = 0x1p120f;
+  static Vector special(Words magnitude, Vector value) {  // one pattern is not a number, none is infinite
+    return magnitude == 0x7f ? as_float(Words{} + 0x7fc00000u) : value;
+  }
+};
+struct E5M2 {
+  uint8_t byte;
+  static constexpr int kShift = 21;
+  static constexpr float kBias = 0x1p112f;
+  static Vector special(Words magnitude, Vector value) {
+    return magnitude >= 0x7c ? as_float((magnitude << kShift) | 0x7f800000u) : value;
+  }
+};
+template <typename scalar_t>
+constexpr bool kFloat8 = std::is_same_v<scalar_t, E4M3> || std::is_same_v<scalar_t, E5M2>;
+
+template <typename scalar_t>
+inline Vector load_float8(const scalar_t* row) {
+#if GOSSAMER_VECTOR_BYTES == 32  // the general conversion goes byte by byte
+  const Words word = (Words)_mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(row)));
+#else
+  using Bytes [[gnu::vector_size(GOSSAMER_VECTOR_BYTES / 4)]] = uint8_t;
+  Bytes bytes;
+  std::memcpy(&bytes, row, sizeof(bytes));
+  const Words word = __builtin_convertvector(bytes, Words);
+#endif
+  const Words magnitude = word & 0x7fu;
+  const Vector value = scalar_t::special(magnitude, as_float(magnitude << scalar_t::kShift) * scalar_t::kBias);
+  return as_float(as_words(value) | (word & 0x80u) << 24);
+}
+
 // Elements [begin, begin + kLanes) of a row as floats, zero past the end of the row.
 template <typename scalar_t>
 inline Vector load_row(const scalar_t* row, int64_t begin, int64_t size) {
@@ -21,6 +57,9 @@ inline Vector load_row(const scalar_t* row, int64_t begin, int64_t size) {
 #if GOSSAMER_VECTOR_BYTES == 64
       const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(row + begin));
       return (Vector)_mm512_maskz_cvtepi32_ps(0xffff, _mm512_maskz_cvtepi8_epi32(0xffff, bytes));
+#elif GOSSAMER_VECTOR_BYTES == 32
+      const __m128i bytes = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(row + begin));
+      return (Vector)_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(bytes));
 #else
       using Bytes [[gnu::vector_size(GOSSAMER_VECTOR_BYTES / 4)]] = int8_t;
       using Ints [[gnu::vector_size(GOSSAMER_VECTOR_BYTES)]] = int32_t;
@@ -28,13 +67,21 @@ inline Vector load_row(const scalar_t* row, int64_t begin, int64_t size) {
       std::memcpy(&bytes, row + begin, sizeof(bytes));
       return __builtin_convertvector(__builtin_convertvector(bytes, Ints), Vector);
 #endif
+    } else if constexpr (kFloat8<scalar_t>) {
+      return load_float8(row + begin);
     } else {
       return Simd<scalar_t>::load(row + begin);
     }
   }
-  Vector v = {};
-  for (int64_t i = 0; begin + i < size; ++i) v[i] = static_cast<float>(row[begin + i]);
-  return v;
+  if constexpr (kFloat8<scalar_t>) {
+    scalar_t rest[kLanes] = {};
+    for (int64_t i = 0; begin + i < size; ++i) rest[i] = row[begin + i];
+    return load_float8(rest);
+  } else {
+    Vector v = {};
+    for (int64_t i = 0; begin + i < size; ++i) v[i] = static_cast<float>(row[begin + i]);
+    return v;
+  }
 }
 
 // 2 kLanes neighbouring elements as bfloat16.
@@ -49,7 +96,7 @@ inline void store_pairs(Vector low, Vector high, uint32_t* out) {
 }
 
 // One row of a cache or of the queries as words, zero past its end; exact where words are bfloat16 pairs, because the
-// row is then bfloat16 or int8.
+// row is then bfloat16 or of bytes.
 template <typename scalar_t, typename Dot>
 void convert_row(const char* source, int64_t size, int64_t words, uint32_t* out) {
   const scalar_t* row = reinterpret_cast<const scalar_t*>(source);
@@ -68,7 +115,9 @@ auto row_converter(Element element) {
     case Element::kFloat: return convert_row<float, Dot>;
     case Element::kBFloat16: return convert_row<BFloat16, Dot>;
     case Element::kHalf: return convert_row<Half, Dot>;
-    default: return convert_row<int8_t, Dot>;
+    case Element::kInt8: return convert_row<int8_t, Dot>;
+    case Element::kE4M3: return convert_row<E4M3, Dot>;
+    default: return convert_row<E5M2, Dot>;
   }
 }
 

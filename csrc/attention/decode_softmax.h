@@ -88,7 +88,7 @@ struct Softmax {
       for (int i = 1; i < kChains; ++i) top[0] = max_vector(top[0], top[i]);
       top[0] = spread_chunks(top[0], max_vector);
       const Vector base = top[0] == -kInfinity ? Vector{} : top[0];
-      constexpr int kStep = std::max(Dot::kPack, 2);
+      constexpr int kStep = std::max(Dot::kPositions, 2);
       for (int64_t g = 0; g < groups; g += kStep) {
         Vector p[kStep];
 #pragma GCC unroll 4
@@ -96,17 +96,17 @@ struct Softmax {
           p[i] = exp2_vector(Float::load(at(g + i)) - base);
           sum[i % kChains] += p[i];
           if (args.v.scale) p[i] *= as_float(broadcast<kChunk>(value_scale + (g + i) * kChunk));
-          if constexpr (Dot::kPack == 4) {
+          if constexpr (Dot::kPositions == 4) {
             largest = max_vector(largest, p[i] < 0 ? -p[i] : p[i]);
             undefined += 0.0f * p[i];  // NaN where a scale is not finite, which the integers cannot say
           }
-          if constexpr (Dot::kPack != 2) Float::store(at(g + i), p[i]);
+          if constexpr (Dot::kPositions != 2) Float::store(at(g + i), p[i]);
         }
-        if constexpr (Dot::kPack == 2) Float::store(at(g / 2), pack_pairs(p[0], p[1]));
+        if constexpr (Dot::kPositions == 2) Float::store(at(g / 2), pack_pairs(p[0], p[1]));
       }
       if constexpr (kChains == 4 && kStep == 4) sum[0] += sum[2], sum[1] += sum[3];
       sum[0] = spread_chunks(sum[0] + sum[1], add);
-      if constexpr (Dot::kPack == 4) {
+      if constexpr (Dot::kPositions == 4) {
         largest = spread_chunks(largest, max_vector);
         pack_digits(at, groups, largest, spread_chunks(undefined, add), digits, first + v * kRows);
       }

@@ -1,8 +1,8 @@
 // The two small matrix products of decode_attention and the exponential between them. Included by decode_attention.h.
 //
 // A vector of kLanes lanes holds kRows query rows times kChunk = kLanes / kRows neighbouring words of one key: with
-// many rows every lane is a row and keys are broadcast, with one row the lanes run along the key. A word is one float,
-// or two bfloat16 where the processor multiplies pairs.
+// many rows every lane is a row and keys are broadcast, with one row the lanes run along the key. A word is one float
+// or two bfloat16.
 
 using Float = Simd<float>;
 using Vector = Float::Vector;
@@ -21,21 +21,31 @@ inline Words load_words(const void* p) {
 inline Vector as_float(Words w) { return reinterpret_cast<Vector>(w); }
 inline Words as_words(Vector v) { return reinterpret_cast<Words>(v); }
 
+// How words are multiplied. A word of the cache holds kPack elements of a row, of which part() takes as many at a time
+// as there are kLevels of query words; a word of probabilities stands for kPositions positions.
 struct FloatDot {
-  static constexpr int kPack = 1;
+  static constexpr int kPack = 1, kLevels = 1, kPositions = 1;
+  static Words part(Words word, int) { return word; }
   static Vector mul_add(Vector acc, Words a, Words b) { return acc + as_float(a) * as_float(b); }
 };
 
 #ifdef GOSSAMER_BF16_DOT
-struct Bf16Dot {
-  static constexpr int kPack = 2;
+struct Bf16Dot {  // the processor multiplies pairs
+  static constexpr int kPack = 2, kLevels = 1, kPositions = 2;
+  static Words part(Words word, int) { return word; }
   static Vector mul_add(Vector acc, Words a, Words b) {
     return (Vector)_mm512_dpbf16_ps((__m512)acc, (__m512bh)a, (__m512bh)b);
   }
 };
 #else
-using Bf16Dot = FloatDot;
+struct Bf16Dot : FloatDot {  // the halves of a word are floats, the even element after a shift
+  static constexpr int kPack = 2, kLevels = 2;
+  static Words part(Words word, int level) { return level == 0 ? word << 16 : word & 0xffff0000u; }
+};
 #endif
+// True where two vectors of values hold the even and the odd dims of 2 kLanes, and so do all outputs before finish().
+template <typename Dot>
+constexpr bool kSplitDims = Dot::kPack == 2 && Dot::kPositions == 1;
 
 // kChunk words from memory, repeated over the vector.
 template <int kChunk>
@@ -46,6 +56,9 @@ inline Words broadcast(const void* p) {
     return (Words)_mm512_maskz_broadcast_i32x4(0xffff, _mm_loadu_si128(static_cast<const __m128i*>(p)));
   if constexpr (kChunk == 8)
     return (Words)_mm512_maskz_broadcast_i64x4(0xff, _mm256_loadu_si256(static_cast<const __m256i*>(p)));
+#elif GOSSAMER_VECTOR_BYTES == 32
+  if constexpr (kChunk == 2) return (Words)_mm256_set1_epi64x(*static_cast<const long long*>(p));
+  if constexpr (kChunk == 4) return (Words)_mm256_broadcastsi128_si256(_mm_loadu_si128(static_cast<const __m128i*>(p)));
 #endif
   if constexpr (kChunk == kLanes) return load_words(p);
   Words w;
@@ -140,7 +153,7 @@ template <int kRows>
 constexpr int kTileKeys = std::max(kLanes / kRows, kAccumulators / 2);
 
 // scores[key / kChunk][v][lane] = factor * dot(query row, key) for one tile of keys.
-//   q [steps][kVectors][kLanes] words, keys: kTileKeys rows of steps * kChunk words
+//   q [steps][kLevels][kVectors][kLanes] words, keys: kTileKeys rows of steps * kChunk words
 template <typename Dot, int kRows, int kVectors>
 inline void score_tile(const uint32_t* q, const char* const* keys, int64_t steps, float factor, float* scores) {
   constexpr int kChunk = kLanes / kRows, kTile = kTileKeys<kRows>;
@@ -155,21 +168,28 @@ inline void score_tile(const uint32_t* q, const char* const* keys, int64_t steps
       acc[kSums - 1][v][t] = Vector{};
     }
   }
-  const auto step = [&](int64_t s, Vector(&sums)[kVectors][kTile]) {
-    Words rows[kVectors];
-    for (int v = 0; v < kVectors; ++v) rows[v] = load_words(q + (s * kVectors + v) * kLanes);
+  const auto step = [&](int64_t s, int sum) {
+    Words rows[Dot::kLevels][kVectors];
+    for (int l = 0; l < Dot::kLevels; ++l) {
+      for (int v = 0; v < kVectors; ++v) rows[l][v] = load_words(q + ((s * Dot::kLevels + l) * kVectors + v) * kLanes);
+    }
 #pragma GCC unroll 16
     for (int t = 0; t < kTile; ++t) {
       const Words word = broadcast<kChunk>(key[t] + s * kChunk * sizeof(uint32_t));
-      for (int v = 0; v < kVectors; ++v) sums[v][t] = Dot::mul_add(sums[v][t], rows[v], word);
+#pragma GCC unroll 2
+      for (int l = 0; l < Dot::kLevels; ++l) {
+        const Words part = Dot::part(word, l);
+        const int which = Dot::kLevels == 2 ? l % kSums : sum;
+        for (int v = 0; v < kVectors; ++v) acc[which][v][t] = Dot::mul_add(acc[which][v][t], rows[l][v], part);
+      }
     }
   };
   int64_t s = 0;
   for (; s + kSums <= steps; s += kSums) {
-    step(s, acc[0]);
-    if constexpr (kSums == 2) step(s + 1, acc[1]);
+    step(s, 0);
+    if constexpr (kSums == 2) step(s + 1, 1);
   }
-  if (s < steps) step(s, acc[0]);
+  if (s < steps) step(s, 0);
 #pragma GCC unroll 2
   for (int v = 0; v < kVectors; ++v) {
 #pragma GCC unroll 16
@@ -193,8 +213,8 @@ struct PackedValues {
   }
 };
 
-// Values read where they lie. A unit is the pair of keys (2 g kChunk + c, 2 g kChunk + kChunk + c) for bfloat16
-// words, the order in which softmax() pairs the probabilities, and one key for floats.
+// Values read where they lie. A unit is one key, but where the processor multiplies pairs it is the keys
+// (2 g kChunk + c, 2 g kChunk + kChunk + c), the order in which softmax() pairs the probabilities.
 template <typename Dot>
 struct DirectValues {
   const char* const* rows;
@@ -203,6 +223,11 @@ struct DirectValues {
   void load(int64_t unit, int64_t d, Words* out) const {
     if constexpr (Dot::kPack == 1) {
       for (int v = 0; v < kVectors; ++v) out[v] = load_words(rows[unit] + (d + v * kLanes) * sizeof(float));
+    } else if constexpr (kSplitDims<Dot>) {
+      for (int v = 0; v < kVectors; v += 2) {
+        const Words word = load_words(rows[unit] + (d + v * kLanes) * 2);
+        for (int l = 0; l < 2; ++l) out[v + l] = Dot::part(word, l);
+      }
     } else {
       using Halves [[gnu::vector_size(GOSSAMER_VECTOR_BYTES)]] = uint16_t;
       const int64_t a = unit / kChunk * 2 * kChunk + unit % kChunk, b = a + kChunk;
