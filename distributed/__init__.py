@@ -16,7 +16,9 @@ from gossamer.distributed.local_learning import LocalPipeline
 from gossamer.distributed.planner import ParallelPlan, plan_parallelism
 from gossamer.distributed.scale import Cluster, Link, ScaleEstimate, ScaleJob, WorkerMemory, simulate_scale
 from gossamer.distributed.schedule import gnnpipe, gpipe, local, naive, one_f_one_b, simulate
+from gossamer.distributed.schedule_memory import bound_waiting, peak_bytes
 from gossamer.distributed.stages import layers_of, plan_stages
+from gossamer.distributed.transformer_pipeline import TransformerPipeline
 
 __all__ = [
     "initialize",
@@ -56,4 +58,7 @@ __all__ = [
     "local",
     "LocalPipeline",
     "simulate",
+    "bound_waiting",
+    "peak_bytes",
+    "TransformerPipeline",
 ]

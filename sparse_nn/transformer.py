@@ -64,23 +64,45 @@ class SparseTransformer(nn.Module):
             targets: [B, T], the token to predict at each position, -100 where there is none. The loss is the cross
                 entropy in nats, in training with the weighted losses of the routers added.
         """
-        self._check_ids(input_ids)
-        routing, plan = self._route(input_ids)
-        x, aux_loss = self.dropout(self._embed(input_ids)), 0.0
-        recompute = self.config.recompute and torch.is_grad_enabled() and not torch.compiler.is_compiling()
-        for block in self.blocks:
-            if recompute:
-                x, loss = checkpoint(block, x, input_ids, routing, plan, use_reentrant=False)
-            else:
-                x, loss = block(x, input_ids, routing, plan)
-            aux_loss = aux_loss + loss
-        logits = self._logits(x)
+        x, aux_loss = self.run_blocks(self.embed(input_ids), input_ids)
+        logits = self.logits(x)
         if targets is None:
             return logits
         require(targets.shape == input_ids.shape, "SparseTransformer", "targets", f"of shape {tuple(input_ids.shape)}",
                 tuple(targets.shape))  # fmt: skip
         loss = F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten().long())
         return loss + aux_loss if self.training else loss
+
+    def embed(self, input_ids: Tensor) -> Tensor:
+        """What the first block takes, [B, T, d_model]: embeddings and positions, with dropout."""
+        self._check_ids(input_ids)
+        return self.dropout(self._embed(input_ids))
+
+    def run_blocks(self, x: Tensor, input_ids: Tensor, block_ids: Sequence[int] | None = None) -> tuple[Tensor, Tensor]:
+        """Some blocks in a row, all of them by default, as a pipeline stage runs them.
+
+        Args:
+            x: [B, T, d_model], what the first of them takes.
+            input_ids: [B, T], the tokens of the batch.
+            block_ids: which blocks, ascending.
+
+        Returns:
+            What the last of them gives, and the weighted losses of their routers, added up.
+        """
+        routing, plan = self._route(input_ids)
+        aux_loss = x.new_zeros((), dtype=torch.float32)
+        recompute = self.config.recompute and torch.is_grad_enabled() and not torch.compiler.is_compiling()
+        for index in range(len(self.blocks)) if block_ids is None else block_ids:
+            if recompute:
+                x, loss = checkpoint(self.blocks[index], x, input_ids, routing, plan, use_reentrant=False)
+            else:
+                x, loss = self.blocks[index](x, input_ids, routing, plan)
+            aux_loss = aux_loss + loss
+        return x, aux_loss
+
+    def logits(self, x: Tensor) -> Tensor:
+        """[B, T, vocab_size] of what the last block gives."""
+        return F.linear(self.norm(x), self.embedding.weight)
 
     @torch.no_grad()
     def decode(self, input_ids: Tensor, cache: TransformerCache, lengths: Sequence[int] | None = None) -> Tensor:
@@ -106,7 +128,7 @@ class SparseTransformer(nn.Module):
             x, _ = block(x, input_ids, routing, plan, layer_cache)
         cache.advance(lengths)
         last = torch.tensor(lengths, device=x.device) - 1
-        return self._logits(x[torch.arange(len(x), device=x.device), last])
+        return self.logits(x[torch.arange(len(x), device=x.device), last])
 
     def new_cache(self, batch_size: int, max_len: int) -> TransformerCache:
         """An empty cache for ``decode``."""
@@ -167,9 +189,6 @@ class SparseTransformer(nn.Module):
             expert_ids = expert_ids[torch.arange(len(history), device=history.device)[:, None], positions]
             plan = RoutePlan.from_expert_ids(expert_ids.flatten(0, 1), self.router.num_experts)
         return self.router.routing_of(plan.expert_ids), plan
-
-    def _logits(self, x: Tensor) -> Tensor:
-        return F.linear(self.norm(x), self.embedding.weight)
 
     def _check_ids(self, input_ids: Tensor, start: int = 0) -> None:
         require_ids(input_ids, "SparseTransformer", "input_ids")

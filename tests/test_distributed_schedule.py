@@ -40,19 +40,21 @@ def test_sends_match_receives_in_order(kind, only):
 
 
 @pytest.mark.parametrize("n", [2, 4, 8, 16])
-def test_closed_forms_of_2bp_with_unit_costs(n):
-    times = {
-        naive(n): 3 * n,
-        naive(n, split_backward=True): 2 * n + 1,
-        gpipe(n, n): 3 * (2 * n - 1),
-        gpipe(n, n, split_backward=True): 5 * n - 2,
-        one_f_one_b(n, n): 3 * (2 * n - 1),
-        one_f_one_b(n, n, split_backward=True): 4 * n - 1,
-        one_f_one_b(n, 2 * n): 3 * (3 * n - 1),
-        one_f_one_b(n, 2 * n, split_backward=True): 7 * n - 1,
+def test_table_of_2bp_with_unit_costs(n):
+    """Time and bubble of the four schedules, without and with the split."""
+    table = {
+        naive(n): (3 * n, (n - 1) / n),
+        naive(n, split_backward=True): (2 * n + 1, 2 * (n - 1) / (2 * n + 1)),
+        gpipe(n, n): (3 * (2 * n - 1), (n - 1) / (2 * n - 1)),
+        gpipe(n, n, split_backward=True): (5 * n - 2, 2 * (n - 1) / (5 * n - 2)),
+        one_f_one_b(n, n): (3 * (2 * n - 1), (n - 1) / (2 * n - 1)),
+        one_f_one_b(n, n, split_backward=True): (4 * n - 1, (n - 1) / (4 * n - 1)),
+        one_f_one_b(n, 2 * n): (3 * (3 * n - 1), (n - 1) / (3 * n - 1)),
+        one_f_one_b(n, 2 * n, split_backward=True): (7 * n - 1, (n - 1) / (7 * n - 1)),
     }
-    for schedule, expected in times.items():
-        assert simulate(schedule, Costs()).makespan == expected, schedule.name
+    for schedule, (time, bubble) in table.items():
+        timeline = simulate(schedule, Costs())
+        assert (timeline.makespan, timeline.bubble) == (time, pytest.approx(bubble)), schedule.name
 
 
 @pytest.mark.parametrize(("num_stages", "num_chunks"), [(2, 8), (4, 16), (8, 32)])

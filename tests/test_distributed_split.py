@@ -170,3 +170,35 @@ def test_two_transformer_stages_under_every_schedule(tmp_path):
         assert together.keys() == expected.keys()
         for key, value in expected.items():
             torch.testing.assert_close(together[key], value, rtol=1e-4, atol=1e-5)
+
+
+def _gnnpipe_worker(rank, world, folder):
+    """Losses, and the gradients of the epoch after them, of both kinds of backward pass."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=world)
+    graph, data = make_problem()
+    found = {}
+    for split in (False, True):
+        section = {"num_chunks": 5, "refresh_period": 2, "split_backward": split, "backend": "torch"}
+        engine = make_engine(make_model(dropout=0.3), graph, data, **section)
+        found[split] = [engine.train_epoch().loss for _ in range(4)], gradients_of_next_epoch(engine)[1]
+    torch.save(found, os.path.join(folder, f"{rank}.pt"))
+    dist.destroy_process_group()
+
+
+@pytest.mark.launch
+@pytest.mark.parametrize("world", [2, 3])
+def test_gnnpipe_in_several_processes_with_split_backward_changes_no_bit(tmp_path, world):
+    mp.spawn(_gnnpipe_worker, (world, str(tmp_path)), nprocs=world)
+    graph, data = make_problem()
+    engine = make_engine(make_model(dropout=0.3), graph, data, num_chunks=5, refresh_period=2, split_backward=True)
+    expected = [engine.train_epoch().loss for _ in range(4)]
+    names = set()
+    for rank in range(world):
+        found = torch.load(tmp_path / f"{rank}.pt")
+        (losses, gradients), (split_losses, split_gradients) = found[False], found[True]
+        assert losses == split_losses == pytest.approx(expected, rel=1e-5)
+        assert gradients.keys() == split_gradients.keys()
+        assert all(torch.equal(gradients[key], split_gradients[key]) for key in gradients)
+        names |= gradients.keys()
+    assert names == {name for name, _ in engine.module.named_parameters()}
