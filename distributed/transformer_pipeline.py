@@ -116,8 +116,8 @@ class TransformerPipeline:
         self._channel = Channel(Grid(world, 1, rank), device)
         self._tied = dist.new_group([0, world - 1]) if world > 1 else None
         self._optimizer = make_optimizer(self.stage_module.parameters())
-        state = (model.embedding.weight.new_empty(batch // num_micro_batches, length, model.config.d_model),)
-        state += (state[0].new_empty((), dtype=torch.float32),)
+        hidden = model.embedding.weight.new_empty(batch // num_micro_batches, length, model.config.d_model)
+        state = hidden, hidden.new_empty((), dtype=torch.float32)
         self._targets: tuple[Tensor, ...] = ()
         self.worker = MicroBatchWorker(
             self.stage_module,

@@ -56,6 +56,7 @@ from gossamer.graph.sampling import SampledSubgraph, neighbor_sample
 from gossamer.graph.shell_file import load_shells, save_shells
 from gossamer.graph.spn import SPN, MergedShells, SPNConv, merge_shells
 from gossamer.graph.temporal import TemporalEncoder, TemporalSAGE, long_term_loss, prefix_causal_mask
+from gossamer.graph.top_to_input import TopDownLayer, TopToInput, top_down_gnn
 
 __all__ = [
     "CSR", "CompressedCSR", "chunk_order", "halo", "partition", "Dataset", "load_dataset",
@@ -63,6 +64,7 @@ __all__ = [
     "GraphLayer", "GraphSequential", "GCNConv", "SAGEConv", "GCN2Conv", "ResidualBlock", "KeepInitial",
     "ForgetInitial", "NodeDropout", "ReLUDropout",
     "GCN", "GraphSAGE", "GCNII", "ResGCN",
+    "TopDownLayer", "TopToInput", "top_down_gnn",
     "ForwardLayer", "forward_gnn", "LocalObjective", "SingleForward", "ForwardForward",
     "train_greedily", "train_together", "predict_locally", "local_optimizers",
     "SampledSubgraph", "neighbor_sample", "ppr_neighbors", "walk_neighbors", "AdaptiveFanout", "group_and_slice",

@@ -96,6 +96,9 @@ class SingleForward(LocalObjective):
     Args:
         graph, x, labels, train_mask, num_classes: as in LocalObjective.
         temperature: above 0.
+        class_edges: ``both`` ways, or ``to_class``: then class nodes see training nodes, and no label reaches a node.
+            Both ways help where neighbours share a label, but a training node can then tell its label from its class
+            node, and other nodes cannot.
         seed: of the class nodes' features, drawn from N(0, 1).
 
     Source: Park et al. 2024, Forward Learning of Graph Neural Networks, section 3.3.
@@ -110,14 +113,27 @@ class SingleForward(LocalObjective):
         num_classes: int,
         *,
         temperature: float = 1.0,
+        class_edges: Literal["both", "to_class"] = "both",
         seed: int = 0,
     ) -> None:
         super().__init__(graph, x, labels, train_mask, num_classes)
         if not temperature > 0:
             raise ValueError(f"SingleForward: temperature must be above 0, got {temperature}")
+        if class_edges not in ("both", "to_class"):
+            raise ValueError(f"SingleForward: class_edges must be both or to_class, got {class_edges!r}")
         self.temperature = temperature
-        augmented = with_class_nodes(graph, self.train_nodes, self.train_labels, num_classes)
+        both = class_edges == "both"
+        augmented = with_class_nodes(graph, self.train_nodes, self.train_labels, num_classes, both_ways=both)
         self.train_views = self.test_views = [View(augmented, with_class_features(x, num_classes, seed))]
+
+    @property
+    def label_state(self) -> Tensor:
+        """[num_nodes + num_classes, num_classes]: one-hot on training and class nodes, uniform on the others."""
+        x = self.train_views[0].x
+        state = x.new_full((len(x), self.num_classes), 1 / self.num_classes)
+        state[self.train_nodes] = F.one_hot(self.train_labels, self.num_classes).to(x.dtype)
+        state[self.num_nodes :] = torch.eye(self.num_classes).to(x)
+        return state
 
     def logits(self, h: Tensor) -> Tensor:
         """[num_nodes, num_classes] of one layer's output or state."""
@@ -196,10 +212,12 @@ class ForwardForward(LocalObjective):
         return [View(view.graph, outputs[0].detach()) for view in views]  # negatives differ in their edges alone
 
 
-def with_class_nodes(graph: CSR, nodes: Tensor, labels: Tensor, num_classes: int) -> CSR:
-    """The graph and num_classes nodes behind its own, each linked both ways to the given nodes of its class."""
+def with_class_nodes(graph: CSR, nodes: Tensor, labels: Tensor, num_classes: int, *, both_ways: bool = True) -> CSR:
+    """The graph and num_classes nodes behind its own, each linked (both ways) to the given nodes of its class."""
     classes = labels + graph.num_nodes
-    edges = [graph.to_edge_index(), torch.stack([nodes, classes]), torch.stack([classes, nodes])]
+    edges = [graph.to_edge_index(), torch.stack([nodes, classes])]
+    if both_ways:
+        edges.append(torch.stack([classes, nodes]))
     return CSR.from_edge_index(torch.cat(edges, 1), graph.num_nodes + num_classes)
 
 
