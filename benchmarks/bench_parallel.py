@@ -1,4 +1,4 @@
-"""Graph parallelism and the hybrid against one process and against the pipeline, the planner, and 2BP.
+"""Graph parallelism and the hybrid against one process and against the pipeline, and the planner.
 
 Bytes of eight workers are those of the exact halo of an 8-way METIS cut, computed in one process; the rows before them
 hold the engine's counters, in runs with processes, to the same closed forms.
@@ -7,7 +7,6 @@ hold the engine's counters, in runs with processes, to the same closed forms.
 from __future__ import annotations
 
 import json
-import statistics
 import tempfile
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -16,9 +15,7 @@ from typing import Any
 import torch
 
 from gossamer import distributed
-from gossamer.distributed import gpipe, naive, one_f_one_b, simulate
 from gossamer.distributed.layout import spread
-from gossamer.distributed.schedule import Costs
 from gossamer.graph import CSR, halo, partition
 
 import harness
@@ -187,48 +184,6 @@ def bytes_only(num_nodes: int, hidden: int, states: int, num_weights: int) -> di
     graph = CSR.from_edge_index(torch.empty(2, 0, dtype=torch.int64), num_nodes)
     arguments = {"num_states": states, "num_weights": num_weights, "calibration": MACHINE}
     return distributed.plan_parallelism(graph, 32, hidden, 8, **arguments)
-
-
-@harness.goal(CAPABILITY, "2BP: simulator minus closed forms, N = 2, 4, 8, 16", at_least=0, at_most=0, unit="")
-def closed_forms() -> harness.Figure:
-    """The four schedules of the paper with and without the split, at unit costs."""
-    worst, gains = 0.0, []
-    for n in (2, 4, 8, 16):
-        forms = [
-            (naive(n), naive(n, split_backward=True), 3 * n, 2 * n + 1),
-            (gpipe(n, n), gpipe(n, n, split_backward=True), 3 * (2 * n - 1), 5 * n - 2),
-            (one_f_one_b(n, n), one_f_one_b(n, n, split_backward=True), 3 * (2 * n - 1), 4 * n - 1),
-            (one_f_one_b(n, 2 * n), one_f_one_b(n, 2 * n, split_backward=True), 3 * (3 * n - 1), 7 * n - 1),
-        ]
-        for fused, split, fused_time, split_time in forms:
-            times = [simulate(schedule, Costs()).makespan for schedule in (fused, split)]
-            worst = max(worst, abs(times[0] - fused_time), abs(times[1] - split_time))
-            if n == 4:
-                gains.append(f"{times[0] / times[1]:.3f}")
-    return harness.Figure(worst, f"gains at N = 4: {', '.join(gains)} (naive, GPipe, 1F1B-1, 1F1B-2)")
-
-
-@harness.goal(
-    CAPABILITY,
-    "2BP, 1F1B-1 on 2 workers: measured gain / simulated with measured costs",
-    at_least=0.95,
-    at_most=1.05,
-    unit="",
-)
-def measured_gain() -> harness.Figure:
-    """Fused and split in turns; the simulator gets the median of every action on every worker.
-
-    Needs two idle cores: where others work, one stage waits for the other and the simulator does not know.
-    """
-    with tempfile.TemporaryDirectory() as folder:
-        found = run_job("split_job.py", f"{folder}/result.json", f"{folder}/result.json", 2)
-    costs = {name: tuple(one[name] for one in found["costs"]) for name in ("forward", "backward", "p1", "p2")}
-    fused = simulate(one_f_one_b(2, 2), Costs(costs["forward"], costs["backward"], 0.0))
-    split = simulate(one_f_one_b(2, 2, split_backward=True), Costs(costs["forward"], costs["p1"], costs["p2"]))
-    simulated = fused.makespan / split.makespan
-    measured = statistics.median(found["fused"]) / statistics.median(found["split"])
-    text = ", ".join(f"{name} {values[0] * 1e3:.1f} and {values[1] * 1e3:.1f} ms" for name, values in costs.items())
-    return harness.Figure(measured / simulated, f"measured {measured:.3f}, simulated {simulated:.3f}; {text}")
 
 
 if __name__ == "__main__":

@@ -62,8 +62,8 @@ PUBLISHED = {
 DATASETS = tuple(PUBLISHED)
 WIDTH, DEPTH, DEPTHS, SEEDS = 128, 2, (1, 2, 4, 8), (0, 1, 2)
 DEEP = ("back-propagation", "single forward", "single forward, top to loss")  # also measured at every depth, on Cora
-# Chosen by the validation accuracy of squirrel's first split, in nine trials.
-ONE_WAY = {"temperature": 0.03, "lr": 1e-2, "weight_decay": 0.0}
+# Chosen by the validation accuracy of squirrel's first split, in seven trials.
+ONE_WAY = {"temperature": 0.01, "lr": 3e-3, "weight_decay": 5e-4}
 MAX_EPOCHS, PATIENCE, EVERY = 300, 10, 5  # the authors: 1000 epochs per layer, patience 100 evaluations, every 2
 ADAM = {"lr": 1e-3, "weight_decay": 5e-4}
 # Two passes per class and epoch: on Cora alone, and with a larger step, as 300 epochs of 0.001 do not get it started.
@@ -346,12 +346,25 @@ Depth, on Cora:
 ![accuracy and saved bytes over depth](forward_gnn.png)
 
 What differs from the authors' code: at most {max_epochs} epochs per layer, validation every {every} epochs and a
-patience of {patience} validations (theirs: 1000, 2 and 100), {num_seeds} splits instead of 5, and no top-to-input
-variant; FF, which takes two passes per class and epoch, only on Cora, with step 0.01 for 150 epochs without early stop,
-in which FF + VN has not learned anything.
-On squirrel SF stays behind BP: on the first split, steps of 0.01 gave 39.4 % and a temperature of 0.1 with them 39.1 %,
-where BP with normalised rows reaches 51.4 %. `SF, all layers at once` is the schedule that a pipeline runs
-(`LocalPipeline`): all layers learn in every epoch.
+patience of {patience} validations (theirs: 1000, 2 and 100), {num_seeds} splits instead of 5; the top-to-input variant
+(`TopToInput`) is tested against an oracle and has no runs here; FF, which takes two passes per class and epoch, only on
+Cora, with step 0.01 for 150 epochs without early stop. FF + VN has not learned anything in them; whether it does in the
+authors' 1000 epochs per layer (published: 74.5 %) has not been found out.
+
+Why SF stays behind BP on squirrel, by validation accuracy on its first split, at most 500 epochs per layer (1000 with
+steps of 0.001) and a patience of 200 epochs, seven trials for SF and three for BP:
+
+* The published baseline does not normalise rows and has 33.1 %, less than SF. The same layers with the normalisation
+  of SF have 55.3 %: most of the gap is the stronger baseline.
+* With class nodes linked both ways a training node can tell its label from its class node: the first layer of SF has
+  71 % on training and 36 % on validation nodes. With links to the class nodes alone (`class_edges="to_class"`) and a
+  temperature of 0.1, 0.03, 0.01 it has 44.5 %, 46.8 % and 47.7 %; BP with one layer has 46.2 %. One layer
+  learns as much from its own loss as from BP.
+* What is left is depth. The second layer gives BP 9 points. In SF it learns from features that the first layer has
+  made for the labels already, fits 58 % of the training nodes and adds nothing.
+
+`SF, one-way class links` has such links, a temperature of 0.01 and steps of 0.003; `SF, all layers at once` is the
+schedule that a pipeline runs (`LocalPipeline`): all layers learn in every epoch.
 
 `python benchmarks/reproduce_forward_gnn.py` writes this page. Last run: {environment}.
 """

@@ -74,7 +74,8 @@ class MicroBatchWorker:
     def forward(self, micro_batch: int, inputs: State | None) -> State:
         arrived = tuple(t.requires_grad_(t.is_floating_point()) for t in inputs or ())
         own = _state(self._inputs[micro_batch]) if self._inputs else ()
-        self._marked = marked = []
+        marked: list[Tensor] = []
+        self._marked = marked
         outputs = _state(self.module(*arrived, *own))
         self._marked = None
         if self._loss is not None:
