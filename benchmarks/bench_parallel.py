@@ -20,7 +20,7 @@ from gossamer.graph import CSR, halo, partition
 
 import harness
 from graphs import block_graph
-from pipeline_job import Spec, largest_error, launched, load
+from pipeline_job import Spec, largest_error, launched, load, run_job
 
 CAPABILITY = "Graph parallelism, hybrid and planner"
 SMALL = Spec(scale=11, num_edges=24_000, num_layers=8, hidden=32, epochs=4)
@@ -142,14 +142,6 @@ def run_planner_job(num_workers: int) -> list[dict[str, Any]]:
         path, spec = f"{folder}/spec.json", replace(PLANNED, output=f"{folder}/result.json")
         Path(path).write_text(json.dumps(asdict(spec)))
         return run_job("planner_job.py", path, spec.output, num_workers)
-
-
-def run_job(script: str, argument: str, output: str, num_workers: int) -> Any:
-    """The JSON that a script next to this one writes under the launcher."""
-    path = str(Path(__file__).with_name(script))
-    if (code := distributed.launch(path, [argument], num_workers=num_workers)) != 0:
-        raise RuntimeError(f"{num_workers} workers ended with exit code {code}")
-    return json.loads(Path(output).read_text())
 
 
 # GNNPipe's logs of 32-layer models on eight GPUs (GiB per epoch): nodes, hidden width, states, logged bytes.

@@ -8,7 +8,6 @@ from functools import cache
 from typing import Any
 
 import torch
-from bench_parallel import run_job
 from split_job import NUM_CHUNKS, SCHEDULES
 from torch import nn
 
@@ -19,6 +18,7 @@ from gossamer.distributed.transformer_pipeline import TransformerStage
 from gossamer.sparse_nn import SparseTransformer, SparseTransformerConfig
 
 import harness
+from pipeline_job import run_job
 
 CAPABILITY = "2BP"
 

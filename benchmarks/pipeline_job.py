@@ -12,6 +12,7 @@ import sys
 import tempfile
 import time
 from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -183,6 +184,14 @@ def largest_error(found: dict[str, torch.Tensor], expected: dict[str, torch.Tens
     if found.keys() != expected.keys():
         raise RuntimeError(f"gradients of other parameters: {sorted(found.keys() ^ expected.keys())}")
     return max(float((found[name] - value).norm() / value.norm()) for name, value in expected.items())
+
+
+def run_job(script: str, argument: str, output: str, num_workers: int) -> Any:
+    """The JSON that a script next to this one writes under the launcher."""
+    path = str(Path(__file__).with_name(script))
+    if (code := distributed.launch(path, [argument], num_workers=num_workers)) != 0:
+        raise RuntimeError(f"{num_workers} workers ended with exit code {code}")
+    return json.loads(Path(output).read_text())
 
 
 def launched(spec: Spec, num_workers: int) -> dict[str, Any]:
