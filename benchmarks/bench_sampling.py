@@ -10,7 +10,7 @@ Weighted sampling misses the cache twice per edge, in the alias table and in the
 table it took 1.88 times as long as uniform sampling; in a profile a third of its samples stood at the request for the
 table's entry, in wait for a free one. Ratio by what was changed, old and new taking turns on a busy machine: 1.73 to
 1.98 before; 2.6 with the 4 bytes of the table that are nearly always enough apart from the others, but a branch at the
-coin and without requests; 1.48 to 1.52 with that table, without the branch, the draws of four rows ahead kept instead
+coin and without requests; 1.48 to 1.63 with that table, without the branch, the draws of four rows ahead kept instead
 of made twice. What did not move the ratio: 2 MB pages for the table (1.87 to 1.95), asking two rows ahead instead of
 four (1.86 to 1.98), asking for the column together with the table entry (1.93).
 """
