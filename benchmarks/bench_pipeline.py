@@ -75,7 +75,7 @@ def detached_gradient(dtype: torch.dtype) -> harness.Figure:
     for _ in range(3):
         engine.train_epoch()
     worker = engine._worker
-    history = [site.history.double() for site in worker.chunked.sites]
+    history = [site.history.rows().double() for site in worker.chunked.sites]
     oracle = copy.deepcopy(model).double()
     oracle.load_state_dict(engine.module.state_dict())
     mixed_loss(

@@ -21,14 +21,14 @@ from gossamer import distributed, graph
 from gossamer.graph import CSR
 from gossamer.graph.datasets import load_dataset
 
-from graphs import rmat
+from graphs import block_graph, rmat
 
 MODELS = {"gcnii": graph.GCNII, "gcn": graph.GCN, "graphsage": graph.GraphSAGE, "resgcn": graph.ResGCN}
 
 
 @dataclass(frozen=True)
 class Spec:
-    """What to train; ``dataset`` is a name of load_dataset or "rmat" with ``scale`` and ``num_edges``."""
+    """What to train; ``dataset`` is a name of load_dataset, "rmat" with ``scale`` and ``num_edges``, or "blocks"."""
 
     dataset: str = "rmat"
     scale: int = 14
@@ -51,6 +51,8 @@ class Spec:
 
 def load(spec: Spec) -> tuple[CSR, dict[str, Any], int]:
     """Graph, node data as ``initialize`` takes it, and the number of classes."""
+    if spec.dataset == "blocks":
+        return _blocks(spec.seed)
     if spec.dataset != "rmat":
         data = load_dataset(spec.dataset, row_normalize=spec.row_normalize).split(spec.split)
         return data.graph, {"features": data.features, "labels": data.labels, "masks": data.masks}, data.num_classes
@@ -60,6 +62,22 @@ def load(spec: Spec) -> tuple[CSR, dict[str, Any], int]:
     labels = torch.randint(0, 16, (structure.num_nodes,), generator=generator)
     train = torch.rand(structure.num_nodes, generator=generator) < 0.6
     return structure, {"features": features, "labels": labels, "masks": {"train": train, "test": ~train}}, 16
+
+
+def _blocks(seed: int) -> tuple[CSR, dict[str, Any], int]:
+    """A block model that cannot be cut into chunks: 8 classes of 100 nodes, 60 % of the edges go anywhere.
+
+    The features are noisy: the classes come out in the mean over neighbours.
+    """
+    num_nodes, num_classes = 800, 8
+    structure = block_graph(num_nodes, 12_800, num_classes, 0.6, seed)
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.arange(num_nodes) % num_classes
+    centers = torch.randn(num_classes, 16, generator=generator)
+    features = centers[labels] + 2.0 * torch.randn(num_nodes, 16, generator=generator)
+    part = torch.rand(num_nodes, generator=generator)
+    masks = {"train": part < 0.5, "val": (part >= 0.5) & (part < 0.75), "test": part >= 0.75}
+    return structure, {"features": features, "labels": labels, "masks": masks}, num_classes
 
 
 def build(spec: Spec, num_features: int, num_classes: int) -> torch.nn.Module:
@@ -96,6 +114,8 @@ def run(spec: Spec) -> dict[str, Any]:
         "losses": [report.loss for report in reports],
         "seconds": [report.seconds for report in reports],
         "counters": engine.counters.as_dict(),
+        "mean_ages": [report.staleness.mean_age for report in reports],
+        "history_bytes": engine.history_bytes,
         "evaluations": evaluations,
         "peak_bytes": peak,
         "grown_bytes": [after - start for after, start in zip(peak, of_all_workers(before))],

@@ -11,6 +11,7 @@ from gossamer.distributed.engine import EpochReport, Evaluation, PipelineEngine,
 from gossamer.distributed.exact_schedule import exact_schedule
 from gossamer.distributed.expert_parallel import ExpertExchange, ExpertParallelMoE
 from gossamer.distributed.gradient_aggregation import LocalGradientAggregation
+from gossamer.distributed.history import Staleness
 from gossamer.distributed.launcher import is_worker, launch
 from gossamer.distributed.local_learning import LocalPipeline
 from gossamer.distributed.planner import ParallelPlan, plan_parallelism
@@ -43,6 +44,7 @@ __all__ = [
     "calibrate",
     "EpochReport",
     "Evaluation",
+    "Staleness",
     "Counters",
     "ExpertExchange",
     "ExpertParallelMoE",

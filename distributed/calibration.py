@@ -157,8 +157,8 @@ def _layer_seconds(layer: nn.Module, chunked: ChunkedGraph, hidden_dim: int) -> 
 
 
 def _turn_epoch(chunked: ChunkedGraph) -> None:
-    chunked.begin_epoch(1)
-    chunked.end_epoch(1)
+    chunked.begin_epoch(1, list(range(chunked.num_chunks)))
+    chunked.end_epoch()
 
 
 def _update_seconds(layer: nn.Module) -> float:

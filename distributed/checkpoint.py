@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = ["find_checkpoint", "find_latest", "load", "save", "write_checkpoint"]
 
-_FORMAT = 2
+_FORMAT = 3
 _MANIFEST = "manifest.json"
 _NAME = re.compile(r"epoch_(\d{6,})")
 _KEPT = 2
@@ -132,6 +132,8 @@ def _describe(engine: PipelineEngine) -> dict[str, Any]:
         "num_nodes": engine.num_nodes,
         "backend": type(engine._worker.backend).__name__,
         "refresh_period": engine.config.refresh_period,
+        "refresh_distance": engine.config.refresh_distance,
+        "history_dtype": engine.config.history_dtype,
         "shuffle": engine.config.shuffle,
         "cross_chunk_gradient": engine.config.cross_chunk_gradient,
         "seed": engine.config.seed,

@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from dataclasses import dataclass, fields
 from typing import Any
+
+from gossamer.distributed.cross_gradient import CROSS_CHUNK_GRADIENTS
+from gossamer.distributed.history import HISTORY_DTYPES
 
 __all__ = ["PipelineConfig", "load_config"]
 
 UNSERVED = ("bf16", "fp16", "amp")  # the engine's boundaries and history have the dtype of the features
 MAX_SEED = 2**32 - 1
-CROSS_CHUNK_GRADIENTS = ("rescaled", "detached", "stale")
-MODES = ("stale", "exact")
-BACKENDS = ("auto", "deepspeed", "torch")
+CHOICES = {
+    "mode": ("stale", "exact"),
+    "cross_chunk_gradient": CROSS_CHUNK_GRADIENTS,
+    "history_start": ("zero", "exact"),
+    "history_dtype": HISTORY_DTYPES,
+    "backend": ("auto", "deepspeed", "torch"),
+}
 
 
 @dataclass(frozen=True)
@@ -23,7 +31,7 @@ class PipelineConfig:
     Attributes:
         mode: "stale" reads historical rows of chunks that have not come yet (GNNPipe). "exact" waits for the chunks
             that an aggregation reads, and for no others: the result of synchronous full-graph training, with as much
-            overlap as the graph allows; refresh_period, shuffle and cross_chunk_gradient play no part in it.
+            overlap as the graph allows; the options of history, shuffle and cross_chunk_gradient play no part in it.
         num_ways: workers that share every stage, each with a part of the graph; the other factor of the number of
             workers is the number of stages. 1 is a pipeline, the number of workers graph parallelism.
         num_chunks: pieces of every way's part that flow through the stages; None takes 4 per stage, 16 in mode
@@ -31,9 +39,16 @@ class PipelineConfig:
             one stage at work at a time).
         refresh_period: epochs between two snapshots of the historical embeddings (technique 2); 1 turns the
             technique off: history is then the last epoch's value.
+        refresh_distance: take the rows of a chunk anew as soon as |current - historical| > refresh_distance |current|
+            for its mean rows of all layers; None waits for ``refresh_period``. Only with num_ways=1.
+        history_start: what epoch 0 reads as history: "zero", or "exact", the rows of an exact pass before it.
+        history_dtype: "full" keeps the snapshot in the dtype of the features, "bfloat16" rounds it to nearest, "int8"
+            keeps 8 bits per element and one scale per row, rounded without bias.
         shuffle: draw a new chunk order every epoch (technique 1).
         cross_chunk_gradient: "rescaled" drops stale gradients and doubles those that cross chunks (technique 3);
-            "detached" drops them only; "stale" keeps the last epoch's.
+            "detached" drops them only; "stale" keeps the last epoch's; "positional" drops them and weights by the
+            chunk's position, right in expectation for any depth as chunks get many; "compensated" uses the last
+            epoch's as a control variate of the doubled ones.
         recompute: run the layers of a chunk again in the backward pass instead of storing what is between
             aggregations; with one chunk and one way a segment of layers at a time, aggregations included.
         boundary_bits: what crosses a stage boundary in training: None leaves states and gradients as they are, 8 or 4
@@ -50,6 +65,9 @@ class PipelineConfig:
     num_ways: int = 1
     num_chunks: int | None = None
     refresh_period: int = 23
+    refresh_distance: float | None = None
+    history_start: str = "zero"
+    history_dtype: str = "full"
     shuffle: bool = True
     cross_chunk_gradient: str = "rescaled"
     recompute: bool = False
@@ -76,7 +94,17 @@ class PipelineConfig:
             "None or layer numbers of at least 1",
             bounds,
         )
-        for name, choices in (("mode", MODES), ("cross_chunk_gradient", CROSS_CHUNK_GRADIENTS), ("backend", BACKENDS)):
+        distance = self.refresh_distance
+        positive = isinstance(distance, int | float) and not isinstance(distance, bool) and 0 < distance < math.inf
+        _require(distance is None or positive, "refresh_distance", "None or a positive number", distance)
+        keeps_none = self.refresh_period == 1 or self.num_ways > 1
+        _require(
+            not keeps_none or distance is None,
+            "refresh_distance",
+            "None where refresh_period is 1 or num_ways above 1",
+            distance,
+        )
+        for name, choices in CHOICES.items():
             value = getattr(self, name)
             _require(value in choices, name, f"one of {', '.join(choices)}", value)
         if self.mode == "exact":

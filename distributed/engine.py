@@ -17,16 +17,19 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from gossamer.distributed import checkpoint
 from gossamer.distributed.backend import make_backend
 from gossamer.distributed.channel import Channel
+from gossamer.distributed.checks import check_data, check_dtype, check_labels
 from gossamer.distributed.chunks import ChunkedGraph
 from gossamer.distributed.codec import RowCodec
 from gossamer.distributed.config import PipelineConfig, load_config
 from gossamer.distributed.counters import Counters
+from gossamer.distributed.cross_gradient import cross_chunk_gradient
 from gossamer.distributed.dependencies import Needs, spread_in_order
 from gossamer.distributed.exact_chunks import ExactGraph
 from gossamer.distributed.exact_schedule import exact_schedule
 from gossamer.distributed.exact_worker import ExactWorker
 from gossamer.distributed.executor import execute
 from gossamer.distributed.grid import Grid
+from gossamer.distributed.history import HistoryPolicy, Staleness
 from gossamer.distributed.layout import spread, take_part
 from gossamer.distributed.schedule import Event, Schedule, Timeline, gnnpipe
 from gossamer.distributed.stages import layers_of, measure_layers, plan_stages, stage_module
@@ -47,6 +50,7 @@ class EpochReport:
         accuracy: training accuracy of the same forward, in [0, 1].
         seconds: wall time of the slowest worker.
         counters: bytes that crossed between workers in this epoch.
+        staleness: how old the rows were that chunks read from one another.
     """
 
     epoch: int
@@ -54,6 +58,7 @@ class EpochReport:
     accuracy: float
     seconds: float
     counters: Counters
+    staleness: Staleness
 
 
 @dataclass(frozen=True)
@@ -102,48 +107,12 @@ def initialize(
     Source: GNNPipe (arXiv 2308.10087).
     """
     pipeline, deepspeed = load_config(config)
-    _check_data(graph, features, labels, masks)
+    check_data(graph, features, labels, masks)
     return PipelineEngine(model, graph, features, labels, masks, pipeline, deepspeed, loss, torch.device(device))
-
-
-def _check_data(graph: CSR | HopGraph, features: Tensor, labels: Tensor, masks: dict[str, Tensor]) -> None:
-    n = graph.num_nodes
-    if features.dim() != 2 or features.shape[0] != n:
-        raise ValueError(f"initialize: features must be [{n}, num_features], got {list(features.shape)}")
-    if not features.is_floating_point():
-        raise TypeError(f"initialize: features must be floating point, got {features.dtype}")
-    if not torch.isfinite(features).all():
-        bad = (~torch.isfinite(features)).any(dim=1).nonzero()[0].item()
-        raise ValueError(f"initialize: features must be finite, got a NaN or infinity at node {bad}")
-    if labels.shape[:1] != (n,):
-        raise ValueError(f"initialize: labels must have {n} rows, got {list(labels.shape)}")
-    if "train" not in masks:
-        raise ValueError(f"initialize: masks must hold 'train', got {sorted(masks)}")
-    if graph.weight is not None and graph.weight.requires_grad:
-        raise ValueError("initialize: graph.weight must not require a gradient, got a learned weight")
-    for name, mask in masks.items():
-        if mask.shape != (n,) or mask.dtype != torch.bool:
-            raise ValueError(f"initialize: masks[{name!r}] must be bool [{n}], got {mask.dtype} {list(mask.shape)}")
-    if not masks["train"].any():
-        raise ValueError("initialize: masks['train'] must mark at least one node, got none")
 
 
 def _shells(graph: CSR | HopGraph) -> list[CSR]:
     return graph.shells if isinstance(graph, HopGraph) else []
-
-
-def _check_labels(labels: Tensor, num_classes: int) -> None:
-    if labels.dtype != torch.int64 or labels.dim() != 1:
-        raise TypeError(f"initialize: labels must be int64 [N], got {labels.dtype} {list(labels.shape)}")
-    if not 0 <= int(labels.min()) <= int(labels.max()) < num_classes:
-        found = f"{int(labels.min())} to {int(labels.max())}"
-        raise ValueError(f"initialize: labels must be in [0, {num_classes}), got {found}")
-
-
-def _check_dtype(features: Tensor, layers: list[nn.Module]) -> None:
-    dtypes = {p.dtype for layer in layers for p in layer.parameters() if p.is_floating_point()}
-    if dtypes and features.dtype not in dtypes:
-        raise TypeError(f"initialize: features must be of the model's {dtypes.pop()}, got {features.dtype}")
 
 
 def _check_norms(layers: list[nn.Module], num_chunks: int) -> None:
@@ -190,14 +159,14 @@ class PipelineEngine:
         self._events: list[Event] = []
         num_chunks = config.chunks_for(self.num_stages, graph.num_nodes)
         layers = layers_of(model)
-        _check_dtype(features, layers)
+        check_dtype(features, layers)
         ranges, states = plan_stages(
             layers, features, self.num_stages, config.stage_bounds, num_shells=len(_shells(graph))
         )
         self.layer_ids = ranges[self.stage]
         self.stage_bounds = tuple(layers.start for layers in ranges[1:])
         if loss is sum_cross_entropy:
-            _check_labels(labels, states[-1][0].shape[1])
+            check_labels(labels, states[-1][0].shape[1])
         counts, _ = measure_layers(layers, features, len(_shells(graph)))
         self._num_aggregations = tuple(sum(counts[i] for i in ids) for ids in ranges)
         graph = graph.to(device)
@@ -217,15 +186,21 @@ class PipelineEngine:
             "recompute": config.recompute,
             "shells": [shell.permute(part.node_ids) for shell in shells],
         }
+        history = HistoryPolicy(
+            config.refresh_period,
+            config.refresh_distance,
+            config.history_dtype,
+            config.seed,
+            first_site=sum(measure_layers(layers[: self.layer_ids.start], features, len(shells))[0]),
+        )
         chunked = (
             ExactGraph(part, self._channel, **options)
             if self._needs
             else ChunkedGraph(
                 part,
                 self._channel,
-                refresh_period=config.refresh_period,
-                drop_stale_gradients=config.cross_chunk_gradient != "stale",
-                cross_chunk_scale=2.0 if config.cross_chunk_gradient == "rescaled" else 1.0,
+                history=history,
+                gradient=cross_chunk_gradient(config.cross_chunk_gradient),
                 **options,
             )
         )
@@ -272,6 +247,12 @@ class PipelineEngine:
         return self._worker.chunked.num_chunks
 
     @property
+    def history_bytes(self) -> int:
+        """Memory of this worker's snapshots; they are made in the first epoch."""
+        snapshots = [site.history for site in self._worker.chunked.sites]
+        return sum(snapshot.num_bytes for snapshot in snapshots if snapshot is not None)
+
+    @property
     def schedule(self) -> Schedule:
         """The schedule of one epoch."""
         if self._needs:
@@ -282,13 +263,18 @@ class PipelineEngine:
         """Train on every chunk once and update the weights once."""
         start = time.perf_counter()
         self.module.train()
-        self._worker.begin_epoch(self._draw_order())
-        self._worker.chunked.begin_epoch(self.epoch)
+        order = self._draw_order()
+        self._worker.begin_epoch(order)
+        if self.epoch == 0 and not self._needs and self.num_chunks > 1 and self.config.history_start == "exact":
+            self._infer(keep=True)
+        self._worker.chunked.begin_epoch(self.epoch, order)
         self._channel.codec = self._codec()
         self._events = execute(self.schedule.stages[self.stage], self._worker, self._channel, self.clock)
         self._channel.codec = None
-        self._worker.chunked.end_epoch(self.epoch)
-        return self._report(self._channel.take_counters(), time.perf_counter() - start)
+        reads = self._worker.chunked.num_reads()
+        report = self._report(self._channel.take_counters(), time.perf_counter() - start, reads)
+        self._worker.chunked.end_epoch()
+        return report
 
     def _codec(self) -> RowCodec | None:
         """How states cross the boundaries of this epoch: other random numbers on every rank."""
@@ -304,15 +290,20 @@ class PipelineEngine:
         generator = torch.Generator().manual_seed((self.config.seed << 32) + self.epoch)
         return torch.randperm(self.num_chunks, generator=generator).tolist()
 
-    def _report(self, sent: Counters, seconds: float) -> EpochReport:
+    def _report(self, sent: Counters, seconds: float, reads: tuple[int, list[int]]) -> EpochReport:
         """Put together what the workers saw."""
         worker = self._worker
         slots = [0.0] * (self.num_stages * self.num_ways)
         slots[self.rank] = seconds
         num_train = worker.data.num_marked["train"]
-        values = self._channel.sum_over_workers([worker.loss_sum, worker.num_correct, *sent.as_tuple(), *slots])
+        mine = [worker.loss_sum, worker.num_correct, *sent.as_tuple(), *slots, reads[0], *reads[1]]
+        values = self._channel.sum_over_workers(mine)
         self.counters = Counters(*(int(value) for value in values[2:5]))
-        report = EpochReport(self.epoch, values[0] / num_train, values[1] / num_train, max(values[5:]), self.counters)
+        seconds = max(values[5 : 5 + len(slots)])
+        current, *historical = (int(value) // self.num_stages for value in values[5 + len(slots) :])
+        staleness = worker.chunked.keeper.staleness(current, historical)
+        loss, accuracy = values[0] / num_train, values[1] / num_train
+        report = EpochReport(self.epoch, loss, accuracy, seconds, self.counters, staleness)
         self.epoch += 1
         return report
 
@@ -323,17 +314,8 @@ class PipelineEngine:
         Its traffic (the whole state once per stage boundary, the halo once per aggregation) is not part of
         ``counters``.
         """
-        self.module.eval()
         worker, channel = self._worker, self._channel
-        inputs = None
-        if not self.is_first:
-            rows = slice(0, worker.chunked.part.num_own)
-            channel.expect(0, lambda: worker.empty_state(worker.incoming, rows), +1)
-            inputs = channel.receive(0, +1)
-        outputs = worker.infer(inputs)
-        if not self.is_last:
-            channel.send(outputs, +1)
-            channel.flush()
+        outputs = self._infer()
         channel.take_counters()
         marked = worker.data.num_marked
         sums = worker.score(outputs[0]) if self.is_last else [0.0] * (2 * len(marked))
@@ -348,6 +330,26 @@ class PipelineEngine:
         """
         events = self._channel.gather([replace(event, stage=self.rank) for event in self._events])
         return Timeline(len(events), tuple(event for worker in events for event in worker))
+
+    @torch.no_grad()
+    def _infer(self, *, keep: bool = False) -> tuple[Tensor, ...]:
+        """Exact inference; ``keep`` makes its rows the history of the next epoch. Leaves training as it was."""
+        worker, channel = self._worker, self._channel
+        training = self.module.training
+        self.module.eval()
+        inputs = None
+        if not self.is_first:
+            rows = slice(0, worker.chunked.part.num_own)
+            channel.expect(0, lambda: worker.empty_state(worker.incoming, rows), +1)
+            inputs = channel.receive(0, +1)
+        outputs = worker.infer(inputs, keep=keep)
+        if not self.is_last:
+            channel.send(outputs, +1)
+            channel.flush()
+        if keep:
+            worker.chunked.keeper.take_all(worker.chunked.sites)
+        self.module.train(training)
+        return outputs
 
     def any_stage(self, flag: bool) -> bool:
         """True on every worker if ``flag`` is true on one of them (all must call it)."""

@@ -13,7 +13,10 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from gossamer.distributed.chunks import ChunkedGraph, ChunkView, _Extremum, _Linear, _Site
+from gossamer.distributed.chunks import ChunkedGraph, ChunkView
+from gossamer.distributed.cross_gradient import CrossChunkGradient, cross_chunk_gradient
+from gossamer.distributed.history import HistoryPolicy
+from gossamer.distributed.sites import Extremum, Linear, Site
 from gossamer.graph import CSR
 
 __all__ = ["Cut", "ExactGraph", "ExactView"]
@@ -21,11 +24,10 @@ __all__ = ["Cut", "ExactGraph", "ExactView"]
 
 @dataclass
 class ExactGraph(ChunkedGraph):
-    """As ChunkedGraph, with rows of this epoch only; ``refresh_period`` and the gradient switches play no part."""
+    """As ChunkedGraph, with rows of this epoch only: no history, and no gradient is dropped or scaled."""
 
-    refresh_period: int = 1
-    drop_stale_gradients: bool = False
-    cross_chunk_scale: float = 1.0
+    history: HistoryPolicy = field(default_factory=lambda: HistoryPolicy(period=1))
+    gradient: CrossChunkGradient = field(default_factory=lambda: cross_chunk_gradient("stale"))
     _arriving: dict[int, list[Callable[[], None]]] = field(default_factory=lambda: defaultdict(list))
 
     @property
@@ -40,13 +42,17 @@ class ExactGraph(ChunkedGraph):
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """There is nothing to restore."""
 
-    def publish(self, chunk: int, site: _Site, x: Tensor) -> None:
+    def num_reads(self) -> tuple[int, list[int]]:
+        current, historical = super().num_reads()
+        return current + sum(historical), [0] * self.num_chunks
+
+    def publish(self, chunk: int, site: Site, x: Tensor) -> None:
         """Store the rows of a chunk and send them to the ways that read them."""
         rows = x.detach()
         site.inputs[self.bounds[chunk] : self.bounds[chunk + 1]] = rows
         self._arriving[id(site)].append(self.fetch(chunk, rows, site.inputs))
 
-    def complete(self, site: _Site) -> None:
+    def complete(self, site: Site) -> None:
         """Wait for the rows of other ways that are on their way to an aggregation."""
         for wait in self._arriving.pop(id(site), ()):
             wait()
@@ -64,8 +70,8 @@ class Cut:
     """
 
     view: ExactView
-    site: _Site
-    kind: _Linear | _Extremum
+    site: Site
+    kind: Linear | Extremum
     out: Tensor
     random_state: Tensor | None
     x: Tensor | None = None
@@ -114,7 +120,7 @@ class ExactView(ChunkView):
     def _along(self, graph: CSR) -> ExactView:
         return ExactView(self._exact, self._chunk, self._pause, self._sites, self._past, graph=graph, cuts=self.cuts)
 
-    def _pass(self, x: Tensor, kind: _Linear | _Extremum, residual: Tensor | None) -> Tensor:
+    def _pass(self, x: Tensor, kind: Linear | Extremum, residual: Tensor | None) -> Tensor:
         if self._past is not None:
             return self._repeat(next(self._past), x, residual)
         site = self._exact.site(next(self._sites), x)

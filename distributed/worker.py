@@ -143,10 +143,10 @@ class Worker:
         self.chunked.channel.count_weight_sync(self.backend.sync_bytes)
 
     @torch.no_grad()
-    def infer(self, inputs: State | None) -> State:
-        """Run the stage on the worker's part of the graph, exactly."""
+    def infer(self, inputs: State | None, *, keep: bool = False) -> State:
+        """Run the stage on the worker's part of the graph, exactly; ``keep`` leaves the rows for training to read."""
         assert inputs is not None or self.data.features is not None
-        state = self.backend.module(self.chunked.whole_view(), *(inputs or (self.data.features,)))
+        state = self.backend.module(self.chunked.whole_view(keep=keep), *(inputs or (self.data.features,)))
         return state if isinstance(state, tuple) else (state,)
 
     @torch.no_grad()

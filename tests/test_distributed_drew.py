@@ -102,7 +102,7 @@ def test_chunks_read_history_along_every_hop(name, recompute):
         engine.train_epoch()
     worker = engine._worker
     chunked, masks = worker.chunked, worker.data.masks
-    history = [site.history.clone() for site in chunked.sites]
+    history = [site.history.rows().clone() for site in chunked.sites]
     oracle = copy.deepcopy(model).layers
     oracle.load_state_dict(engine.module.state_dict(), strict=True)
     expected = mixed_loss(

@@ -64,7 +64,7 @@ def test_detached_gradient_is_autograd_of_the_mixed_forward(name, recompute, wei
     for _ in range(7):  # past two snapshots, so that the history is neither zero nor current
         engine.train_epoch()
     worker = engine._worker
-    history = [site.history.clone() for site in worker.chunked.sites]
+    history = [site.history.rows().clone() for site in worker.chunked.sites]
     oracle = copy.deepcopy(model)
     oracle.load_state_dict(engine.module.state_dict(), strict=True)
     order = engine._draw_order()
@@ -105,7 +105,7 @@ def test_history_is_zero_until_the_first_snapshot_and_frozen_between_two():
     snapshots = []
     for _ in range(7):
         engine.train_epoch()
-        snapshots.append([site.history.clone() for site in engine._worker.chunked.sites])
+        snapshots.append([site.history.rows().clone() for site in engine._worker.chunked.sites])
     assert all((history == 0).all() for history in snapshots[0] + snapshots[1])
     assert all((history != 0).any() for history in snapshots[2])
     for earlier, later in [(2, 3), (3, 4), (5, 6)]:
