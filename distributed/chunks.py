@@ -317,7 +317,7 @@ class ChunkView(_View):
         chunked = self._chunked
         graph, transposed = self._graph, self._graph.transpose()
         if chunked.part.is_whole:
-            return kind.backward(graph, site, _Rows.of(transposed, self.begin, self.end))
+            return kind.backward(graph, site, Rows.of(transposed, self.begin, self.end))
         cells, send_ids = chunked.part.halo_bounds[self._chunk], chunked.part.send_ids[self._chunk]
         empty = site.gradients[:0]
         leaving = [
