@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -40,6 +40,15 @@ class NormedHop(NamedTuple):
     weight: Tensor | float | None
 
 
+Stage = tuple[nn.Linear, nn.BatchNorm1d]  # what a message is multiplied and normed by
+
+
+def _linear_and_norm(modules: Any) -> Stage:
+    """The first two of some modules."""
+    linear, norm, *_ = modules
+    return cast(nn.Linear, linear), cast(nn.BatchNorm1d, norm)
+
+
 class _DRewConv(nn.Module):
     """What the DRew layers share: which hops layer ``layer`` reads, from which states, with which weights.
 
@@ -73,18 +82,17 @@ class _DRewConv(nn.Module):
         self.num_weights = 1 if share_weights else self.num_hops
         self.hop_weights = nn.Parameter(torch.zeros(self.num_hops)) if learn_hop_weights else None
 
-    def _normed_hops(self, stages: Sequence[Any], current: int, shells: Sequence[CSR], x: Tensor) -> list[NormedHop]:
+    def _normed_hops(self, stages: Sequence[Stage], current: int, shells: Sequence[CSR], x: Tensor) -> list[NormedHop]:
         """Hops with edges of the layer whose newest state is number ``current``; stages: (linear, norm) by weights."""
         self.check_shells(shells, x)
         weights = None if self.hop_weights is None else self.num_hops * self.hop_weights.softmax(0)
-        return [
-            NormedHop(
-                k - 1, self.source(current, k), *stages[(k - 1) % self.num_weights],
-                None if weights is None else weights[k - 1],
-            )
-            for k in range(1, self.num_hops + 1)
-            if shells[k - 1].num_edges
-        ]  # fmt: skip
+        hops = []
+        for k in range(1, self.num_hops + 1):
+            if shells[k - 1].num_edges:
+                linear, norm = stages[(k - 1) % self.num_weights]
+                weight = None if weights is None else weights[k - 1]
+                hops.append(NormedHop(k - 1, self.source(current, k), linear, norm, weight))
+        return hops
 
     def hops(self, shells: Sequence[CSR], states: Sequence[Tensor]) -> list[_Hop]:
         """Every hop that has any edges, after all checks."""
@@ -153,7 +161,8 @@ class DRewGCNConv(_DRewConv):
         return self.reference_quirks
 
     def normed_hops(self, current: int, shells: Sequence[CSR], x: Tensor) -> list[NormedHop]:
-        return self._normed_hops(list(zip(self.lins, self.norms)), current, shells, x)
+        stages = [_linear_and_norm(pair) for pair in zip(self.lins, self.norms)]
+        return self._normed_hops(stages, current, shells, x)
 
     def forward(self, shells: Sequence[CSR], states: Sequence[Tensor]) -> Tensor:
         total = torch.zeros_like(states[-1])
@@ -223,8 +232,9 @@ class DRewGINConv(_DRewConv):
         return not knows_bonds and self.eps >= -1 and not (self.dropout and self.training)
 
     def normed_hops(self, current: int, shells: Sequence[CSR], x: Tensor) -> list[NormedHop]:
-        own = NormedHop(-1, current, self.own[0], self.own[1], 1 + self.eps if self.eps else None)
-        return [own, *self._normed_hops([(mlp[0], mlp[1]) for mlp in self.mlps], current, shells, x)]
+        weight = 1 + self.eps if self.eps else None
+        own = NormedHop(-1, current, *_linear_and_norm(self.own), weight)
+        return [own, *self._normed_hops([_linear_and_norm(mlp) for mlp in self.mlps], current, shells, x)]
 
     def forward(self, shells: Sequence[CSR], states: Sequence[Tensor], edge_attr: Tensor | None = None) -> Tensor:
         """Shells of ``k_hop`` and states [N, channels], oldest first; edge_attr as ``hop_edge_attr`` gives it."""
