@@ -170,8 +170,8 @@ CHECKS = """## How far to believe it
 
 **Bytes.** Of {num_volumes} volumes in the logs of GNNPipe ([arXiv 2308.10087](https://arxiv.org/abs/2308.10087)),
 {exact} come out with every digit that is logged, the others within one unit of the last digit. The halo of graph
-parallelism is taken from the logged ratio of vertex data, that of the hybrid from its GCN row. Runs with 2 and 4
-processes count the bytes of the simulator, in every class (`bytes_of_processes` in `benchmarks/bench_scale.py`).
+parallelism is taken from the logged ratio of vertex data, that of the hybrid from its GCN row.
+`bytes_of_processes` in `benchmarks/bench_scale.py` compares them with what runs of 2 and 4 processes count.
 
 **Seconds.** Nine epoch times of the logs settle the constants: {call:.0f} us per layer and chunk, latencies of
 {latency:.0f} us between and {inside:.0f} us inside machines, {rate:.1f} GB/s (near the rate of 100 Gb/s links, which
