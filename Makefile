@@ -5,6 +5,7 @@ PYTHON ?= python3
 JOBS ?= $(shell nproc 2> /dev/null || echo 1)
 ARGS ?=
 FILTER ?=
+CASES ?= 10000
 
 has_torch = import importlib.util as u, sys; sys.exit(u.find_spec("torch") is None)
 ENV := $(shell if "$$VIRTUAL_ENV/bin/python" -c '$(has_torch)' 2> /dev/null; then echo "$$VIRTUAL_ENV"; else echo .venv; fi)
@@ -15,7 +16,7 @@ CXX_SOURCES = $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o 
 BIN := $(abspath $(ENV))/bin
 export PATH := $(BIN):$(PATH)
 
-.PHONY: help setup train train-lm train-long-range train-recsys test test-sanitized lint format package typecheck bench scoreboard gpu-check docs wheel clean
+.PHONY: help setup train train-lm train-long-range train-recsys test test-sanitized fuzz lint format package typecheck bench bench-full scoreboard gpu-check docs wheel clean
 
 help:
 	@echo "make train [ARGS=...]         train a 32-layer graph network with two local workers"
@@ -24,6 +25,8 @@ help:
 	@echo "make train-recsys [ARGS=...]  train a recommender by sampling (LiGNN) with two local workers, and measure its techniques"
 	@echo "make test [ARGS=...]          run the tests"
 	@echo "make lint | format            check, or mend, the formatting; make typecheck runs mypy"
+	@echo "make bench [FILTER=...]       every operator over its sizes: share of the floor, ratios, growth; bench-full: more"
+	@echo "make fuzz [CASES=...]         damaged arguments for every public function, under sanitizers"
 	@echo "make scoreboard [FILTER=...]  measure all goals (or some) and write benchmarks/results/scoreboard.md"
 	@echo "make gpu-check                on a machine with a GPU: build, test and measure its kernels"
 	@echo "make docs | wheel | clean"
@@ -52,14 +55,17 @@ test: $(STAMP)
 
 # The CPU kernels built with the address and undefined-behaviour sanitizers, under the tests that call operators.
 SANITIZED := $(CURDIR)/build/address,undefined
-OPERATOR_TESTS := $(filter-out tests/test_build.py tests/test_operators.py tests/test_readme.py tests/test_scripts.py,\
+OPERATOR_TESTS := $(filter-out tests/test_build.py tests/test_fuzz.py tests/test_operators.py tests/test_readme.py tests/test_scripts.py,\
 	$(wildcard tests/test_*.py))
-test-sanitized: $(STAMP)
+SANITIZED_TESTS = $(OPERATOR_TESTS)
+fuzz: SANITIZED_TESTS = tests/test_fuzz.py
+fuzz: export GOSSAMER_FUZZ_CASES := $(CASES)
+fuzz test-sanitized: $(STAMP)
 	@GOSSAMER_SANITIZE=address,undefined GOSSAMER_CUDA=0 $(BIN)/pip install --quiet --no-deps --no-build-isolation \
 		--upgrade --target "$(SANITIZED)/site" .
 	@PYTHONPATH="$(SANITIZED)/site" LD_PRELOAD="$$(c++ -print-file-name=libasan.so) $$(c++ -print-file-name=libstdc++.so)" \
 		ASAN_OPTIONS=detect_leaks=0 OMP_NUM_THREADS=1 \
-		$(BIN)/pytest -n $(JOBS) --dist loadgroup -m "not launch" -p no:cacheprovider $(OPERATOR_TESTS) $(ARGS)
+		$(BIN)/pytest -n $(JOBS) --dist loadgroup -m "not launch" -p no:cacheprovider $(SANITIZED_TESTS) $(ARGS)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
@@ -79,8 +85,15 @@ package: $(STAMP)
 typecheck: $(STAMP) package
 	MYPYPATH=build/package $(BIN)/mypy -p gossamer
 
-bench scoreboard: $(STAMP)
+scoreboard: $(STAMP)
 	@$(BIN)/python benchmarks/scoreboard.py $(FILTER) $(ARGS)
+
+# Every operator over its sizes; of some of them (FILTER) only the table is shown.
+bench: $(STAMP)
+	@OMP_NUM_THREADS=1 $(BIN)/python benchmarks/sweep.py $(FILTER) $(if $(FILTER),,--write) $(ARGS)
+
+bench-full: $(STAMP)
+	@OMP_NUM_THREADS=1 $(BIN)/python benchmarks/sweep.py $(FILTER) --full $(if $(FILTER),,--write) $(ARGS)
 
 # With the torch that is there and nothing more: no set-up, no network.
 gpu-check:

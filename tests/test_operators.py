@@ -7,13 +7,18 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import gossamer.distributed
 import gossamer.graph
 import gossamer.sparse_nn
+
+from cost import COSTS
+from samples import SAMPLES
 
 ROOT = Path(__file__).resolve().parent.parent
 PARTS = [gossamer.graph, gossamer.sparse_nn, gossamer.distributed]
@@ -39,6 +44,24 @@ MEASURED_WITHIN = {
 
 # No goal yet: an operator leaves this list when its benchmark comes.
 TO_MEASURE: set[str] = set()
+
+# Part of an operator whose cost model counts it too.
+COSTED_WITHIN = {
+    "diagonal_blocks": "k_hop",
+    "k_hop_count": "k_hop",
+    "sample_bounds": "neighbor_sample",
+    "sample_rows": "neighbor_sample",
+    "decompress_rows": "compress_rows",
+    "neighbor_sample_compressed": "neighbor_sample",
+}
+
+# What no sample calls, and why.
+NOT_FUZZED = {
+    "sample_bounds": "a step of sampling on a GPU",
+    "sample_rows": "a step of sampling on a GPU",
+    "decompress_rows": "of a graph that compress_rows made",
+    "sddmm": "the gradient of edge weights, of tensors that aggregate has checked",
+}
 
 
 def text_of(pattern: str) -> str:
@@ -98,6 +121,48 @@ def test_status_lists_no_operator_that_is_gone() -> None:
 @pytest.mark.parametrize("operator", [name for name in KERNELS if measured_as(name) not in TO_MEASURE])
 def test_operator_has_a_benchmark(operator: str) -> None:
     assert measured_as(operator) in names("benchmarks/bench_*.py")
+
+
+@pytest.mark.parametrize("operator", KERNELS)
+def test_operator_has_a_cost_model(operator: str) -> None:
+    forward = forward_of(operator)
+    assert COSTED_WITHIN.get(forward, forward) in COSTS
+
+
+def test_sweeps_measure_every_cost_model() -> None:
+    """``make bench`` leaves none out."""
+    swept = set(re.findall(r'^@sweep\("(\w+)"', text_of("benchmarks/sweep_*.py"), re.MULTILINE))
+    assert swept == set(COSTS)
+
+
+@pytest.mark.parametrize("operator", KERNELS)
+def test_operator_passes_opcheck_somewhere(operator: str) -> None:
+    """Its name stands in a test file that calls opcheck."""
+    files = [path.read_text() for path in (ROOT / "tests").glob("test_*.py") if path.name != Path(__file__).name]
+    assert any(operator in set(re.findall(r"\w+", text)) for text in files if "opcheck(" in text)
+
+
+class Recorder(TorchDispatchMode):
+    """Names of the operators that run."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: set[str] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        namespace, _, name = func.name().partition("::")
+        if namespace == "gossamer":
+            self.seen.add(name.partition(".")[0])
+        return func(*args, **(kwargs or {}))
+
+
+def test_samples_call_every_operator() -> None:
+    """So fuzzing reaches all of them, but for those with a reason."""
+    with Recorder() as recorder:
+        for make, call in SAMPLES.values():
+            for seed in range(8):
+                call(**make(torch.Generator().manual_seed(seed)))
+    assert {forward_of(name) for name in KERNELS} - recorder.seen == set(NOT_FUZZED)
 
 
 def methods_of(cls: type) -> Iterator[str]:
