@@ -51,6 +51,11 @@ class Cluster:
     max_busy: int | None = None
 
 
+def _all_remote_nodes(num_ways: int) -> float:
+    """The halo of a graph that cannot be cut: every way reads every node of the others."""
+    return float(num_ways - 1)
+
+
 @dataclass(frozen=True)
 class ScaleJob:
     """What is trained.
@@ -75,7 +80,7 @@ class ScaleJob:
     num_layers: int
     hidden_dim: int
     calibration: Calibration
-    halo_ratio: Callable[[int], float] = lambda num_ways: float(num_ways - 1)
+    halo_ratio: Callable[[int], float] = _all_remote_nodes
     num_states: int = 1
     num_weights: int | None = None
     num_features: int = 0

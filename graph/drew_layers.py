@@ -161,6 +161,7 @@ class DRewGCNConv(_DRewConv):
         return self.reference_quirks
 
     def normed_hops(self, current: int, shells: Sequence[CSR], x: Tensor) -> list[NormedHop]:
+        """The hops with edges, as drew_gcn takes them; ``current`` is the number of the newest state."""
         stages = [_linear_and_norm(pair) for pair in zip(self.lins, self.norms)]
         return self._normed_hops(stages, current, shells, x)
 
@@ -232,6 +233,7 @@ class DRewGINConv(_DRewConv):
         return not knows_bonds and self.eps >= -1 and not (self.dropout and self.training)
 
     def normed_hops(self, current: int, shells: Sequence[CSR], x: Tensor) -> list[NormedHop]:
+        """The node itself and the hops with edges, as drew_gcn takes them; ``current`` is the newest state."""
         weight = 1 + self.eps if self.eps else None
         own = NormedHop(-1, current, *_linear_and_norm(self.own), weight)
         return [own, *self._normed_hops([_linear_and_norm(mlp) for mlp in self.mlps], current, shells, x)]

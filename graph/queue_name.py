@@ -21,11 +21,13 @@ class Server:
     def __init__(self, listener: socket.socket, file: int) -> None:
         self._listener, self._file, self._process = listener, file, os.getpid()
         os.register_at_fork(after_in_child=listener.close)  # a child must not keep the name
-        threading.Thread(target=self._run, name="gossamer-queue-name", daemon=True).start()
+        self._thread = threading.Thread(target=self._run, name="gossamer-queue-name", daemon=True)
+        self._thread.start()
 
     def close(self) -> None:
         if os.getpid() == self._process and self._listener.fileno() >= 0:
             self._listener.shutdown(socket.SHUT_RDWR)  # ends the waiting of the thread
+            self._thread.join(timeout=5)  # which keeps the name as long as it waits
             self._listener.close()
 
     def _run(self) -> None:

@@ -95,7 +95,7 @@ def test_memory_counts_what_the_engine_keeps():
     engine = make_engine(make_model(), graph, data, num_chunks=5, refresh_period=2)
     engine.train_epoch()
     sites = engine._worker.chunked.sites
-    rows = sum(t.numel() * 4 for site in sites for t in (site.inputs, site.gradients, site.history))
+    rows = sum(4 * (s.inputs.numel() + s.gradients.numel()) + s.history.num_bytes for s in sites)
     job = ScaleJob(graph.num_nodes, graph.num_edges, 6, 8, UNIT, num_states=2, num_features=12, num_weights=100)
     memory = simulate_scale(job, NO_NETWORK, 1, num_chunks=5).memory
     assert memory.rows == rows
