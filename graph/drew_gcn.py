@@ -64,6 +64,9 @@ def fusable(convs: Sequence[Any], x: Tensor) -> bool:
     if not all(getattr(conv, "is_normed_sum", False) and conv.l2_norm == convs[0].l2_norm for conv in convs):
         return False
     norms = _norms(convs)
+    num_products = sum(isinstance(module, nn.Linear) for conv in convs for module in conv.modules())
+    if not norms or len(norms) != num_products:  # somebody has put another norm, or none, in a place of one
+        return False
     first = norms[0]
     return (
         all(type(norm) is nn.BatchNorm1d and norm.affine and norm.track_running_stats for norm in norms)

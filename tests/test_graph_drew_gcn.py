@@ -72,3 +72,13 @@ def test_threads_change_no_bit(graph):
     torch.set_num_threads(threads)
     for result in results[1:]:
         assert all(torch.equal(a, b) for a, b in zip(result, results[0]))
+
+
+@pytest.mark.parametrize("conv", ["gcn", "gin"])
+def test_layers_whose_norms_were_replaced_run_one_by_one(conv):
+    shells = k_hop(CSR.from_edge_index(GRAPHS["many rings"], 2000), 2)
+    model = DRew(4, 8, 3, 2, conv=conv)
+    layer = model.convs[0].norms if conv == "gcn" else model.convs[0].own
+    layer[0 if conv == "gcn" else 1] = torch.nn.Identity()
+    assert not drew_stack.fusable(list(model.convs), torch.randn(2000, 8))
+    assert model(torch.randn(2000, 4), shells).shape == (2000, 3)
