@@ -30,12 +30,12 @@ class Kill:
 def log_of_a_killed_worker(command, folder, *, epochs):
     """Start a script whose run is folder/run, kill worker 1 after some epochs, and return what the job printed.
 
-    The job must end by itself within a minute, with a message and without a traceback.
+    The job must end by itself, with a message and without a traceback.
     """
     job = _start(command, folder)
     _wait_for(lambda: _num_lines(folder / "run") >= epochs, job, folder)
     workers_of(job)[1].kill()
-    assert job.wait(timeout=60) != 0
+    assert job.wait(timeout=120) != 0
     printed = (folder / "log.txt").read_text()
     assert "worker 0: lost the connection to another worker" in printed
     assert "Traceback" not in printed
