@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["require", "require_ids"]
+__all__ = ["require", "require_ids", "require_tensor"]
 
 
 def require(condition: bool, function: str, argument: str, requirement: str, got: Any) -> None:
@@ -21,3 +21,10 @@ def require_ids(ids: Any, function: str, argument: str) -> None:
         raise TypeError(f"{function}: {argument} must be a tensor, got {type(ids).__name__}")
     if ids.dtype not in (torch.int32, torch.int64):
         raise TypeError(f"{function}: {argument} must be int32 or int64, got {ids.dtype}")
+
+
+def require_tensor(x: Any, function: str, argument: str, device: torch.device | None = None) -> None:
+    """``x`` is a tensor, and on ``device`` if that is given."""
+    if not isinstance(x, Tensor):
+        raise TypeError(f"{function}: {argument} must be a tensor, got {type(x).__name__}")
+    require(device is None or x.device == device, function, argument, f"on {device} like the others", x.device)

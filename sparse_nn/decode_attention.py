@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gossamer.sparse_nn._checks import require
+from gossamer.sparse_nn._checks import require, require_tensor
 
 __all__ = ["decode_attention", "merge_attention"]
 
@@ -67,11 +67,13 @@ def decode_attention(
 
     Raises:
         TypeError: for a wrong dtype.
-        ValueError: for shapes that do not fit, and on the CPU for lengths and block ids out of range. On CUDA, which
-            is not waited for, such a sequence gives NaN.
+        ValueError: for shapes that do not fit, for tensors on different devices, and on the CPU for lengths and block
+            ids out of range. On CUDA, which is not waited for, such a sequence gives NaN.
 
     Source: Shazeer 2019, Fast Transformer Decoding, section 3; Dao et al. 2023, Flash-Decoding, for the split.
     """
+    _check_devices(q, k=k, v=v, seq_lens=seq_lens, block_table=block_table, sinks=sinks, alibi_slopes=alibi_slopes,
+                   tree_mask=tree_mask, k_scale=k_scale, v_scale=v_scale)  # fmt: skip
     _check_tensors(q, k, v, block_table)
     _check_options(q, k, seq_lens, block_table, window, softcap, tree_mask, k_scale, v_scale)
     if seq_lens is None and q.is_cuda:
@@ -97,13 +99,19 @@ def merge_attention(outs: list[Tensor] | tuple[Tensor, ...], lses: list[Tensor] 
         [..., D], dtype of ``outs``; zero where every part is empty.
 
     Raises:
-        ValueError: if there is nothing to merge or the lengths differ.
+        TypeError: if one of them is not a tensor.
+        ValueError: if there is nothing to merge, or lengths, shapes or devices differ.
 
     Source: Dao et al. 2023, Flash-Decoding.
     """
     require(
         len(outs) > 0 and len(outs) == len(lses), "merge_attention", "lses", f"{max(len(outs), 1)} tensors", len(lses)
     )
+    require_tensor(outs[0], "merge_attention", "outs")
+    for name, parts, shape in (("outs", outs, outs[0].shape), ("lses", lses, outs[0].shape[:-1])):
+        for part in parts:
+            require_tensor(part, "merge_attention", name, outs[0].device)
+            require(part.shape == shape, "merge_attention", name, f"of shape {tuple(shape)}", tuple(part.shape))
     lse = torch.stack(list(lses))  # [parts, ...]
     weights = (lse - lse.logsumexp(0)).exp().nan_to_num(0.0)  # all parts empty: -inf minus -inf
     merged = sum(w.unsqueeze(-1) * out.float() for w, out in zip(weights, outs))
@@ -123,10 +131,16 @@ def _call(*arguments: Any) -> tuple[Tensor, Tensor]:
         raise ValueError(str(error)[start:].splitlines()[0]) from None
 
 
+def _check_devices(q: Tensor, **others: Tensor | None) -> None:
+    """All are tensors of one device; only options may be None."""
+    require_tensor(q, NAME, "q")
+    for name, tensor in others.items():
+        if tensor is not None or name in ("k", "v"):
+            require_tensor(tensor, NAME, name, q.device)
+
+
 def _check_tensors(q: Tensor, k: Tensor, v: Tensor, block_table: Tensor | None) -> None:
     for name, tensor in (("q", q), ("k", k), ("v", v)):
-        if not isinstance(tensor, Tensor):
-            raise TypeError(f"{NAME}: {name} must be a tensor, got {type(tensor).__name__}")
         require(tensor.dim() == 4, NAME, name, "of 4 dimensions", tuple(tensor.shape))
     if q.dtype not in DTYPES:
         raise TypeError(f"{NAME}: q must be float32, bfloat16 or float16, got {q.dtype}")

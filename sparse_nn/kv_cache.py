@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gossamer.sparse_nn._checks import require
+from gossamer.sparse_nn._checks import require, require_tensor
 from gossamer.sparse_nn.decode_attention import decode_attention
 
 __all__ = ["CacheFullError", "KVCache", "PagedKVCache"]
@@ -62,9 +62,9 @@ class KVCache:
 
         Raises:
             CacheFullError: if a sequence has no room for Q positions; nothing is written then.
+            ValueError: for rows of another shape or device than the cache; TypeError if they are no tensors.
         """
-        _require_shape("k", k, (len(self.lengths), k.shape[1], *self.k.shape[2:]))
-        _require_shape("v", v, (len(self.lengths), k.shape[1], *self.v.shape[2:]))
+        _check_rows("KVCache.append", self, len(self.lengths), k, v)
         if max(self.lengths, default=0) + k.shape[1] > self.max_len:
             raise CacheFullError(
                 f"KVCache.append: k must be of at most {self.max_len - max(self.lengths)} more positions "
@@ -169,12 +169,12 @@ class PagedKVCache:
 
         Raises:
             CacheFullError: if there are too few free blocks; nothing is written then.
+            ValueError: for rows of another shape or device than the cache; TypeError if they are no tensors.
         """
         for sequence in sequences:
             self._known("append", sequence)
         require(len(set(sequences)) == len(sequences), "PagedKVCache.append", "sequences", "different", list(sequences))
-        _require_shape("k", k, (len(sequences), k.shape[1], *self.k.shape[2:]))
-        _require_shape("v", v, (len(sequences), k.shape[1], *self.v.shape[2:]))
+        _check_rows("PagedKVCache.append", self, len(sequences), k, v)
         needed = sum(self._blocks_needed(sequence, k.shape[1]) for sequence in sequences)
         if needed > len(self._free):
             raise CacheFullError(
@@ -239,5 +239,11 @@ class PagedKVCache:
             self._free.append(block)
 
 
-def _require_shape(name: str, x: Tensor, shape: tuple[int, ...]) -> None:
-    require(tuple(x.shape) == shape, "append", name, f"of shape {shape}", tuple(x.shape))
+def _check_rows(method: str, cache: KVCache | PagedKVCache, sequences: int, k: Tensor, v: Tensor) -> None:
+    """k and v are as many rows for every sequence, in the shapes and on the device of the cache."""
+    for name, rows in (("k", k), ("v", v)):
+        require_tensor(rows, method, name, cache.k.device)
+        require(rows.dim() == 4, method, name, "of 4 dimensions", tuple(rows.shape))
+    for name, rows, own in (("k", k, cache.k), ("v", v, cache.v)):
+        shape = (sequences, k.shape[1], *own.shape[2:])
+        require(tuple(rows.shape) == shape, method, name, f"of shape {shape}", tuple(rows.shape))

@@ -366,7 +366,11 @@ WRONG = [
     (lambda: decode_attention(Q, K, V, k_scale=torch.ones(2, 40, 2)), ValueError, "k_scale must be given for int8"),
     (lambda: decode_attention(Q, K.char(), V.char()), ValueError, "k_scale must be given for int8"),
     (lambda: decode_attention(Q.clone().requires_grad_(), K, V), ValueError, "without gradient"),
+    (lambda: decode_attention(Q, K, None), TypeError, "v must be a tensor, got NoneType"),
+    (lambda: decode_attention(Q, K, V, seq_lens=[1, 2]), TypeError, "seq_lens must be a tensor, got list"),
     (lambda: merge_attention([], []), ValueError, "lses must be"),
+    (lambda: merge_attention([Q], [Q[..., 0].to("meta")]), ValueError, "lses must be on cpu"),
+    (lambda: merge_attention([Q, Q[:1]], [Q[..., 0]] * 2), ValueError, "outs must be of shape"),
 ]  # fmt: skip
 
 
@@ -374,6 +378,19 @@ WRONG = [
 def test_wrong_input_is_named(call, error, message):
     with pytest.raises(error, match=message):
         call()
+
+
+OTHER = {
+    "k": K, "v": V, "seq_lens": torch.tensor([40, 12]), "block_table": torch.tensor([[0], [1]]), "sinks": torch.ones(8),
+    "alibi_slopes": torch.ones(8), "tree_mask": torch.ones(1, 1, 1, dtype=torch.bool),
+    "k_scale": torch.ones(2, 40, 2), "v_scale": torch.ones(2, 40, 2),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", OTHER)
+def test_every_argument_is_on_the_device_of_q(name):
+    with pytest.raises(ValueError, match=f"decode_attention: {name} must be on cpu like the others, got meta"):
+        decode_attention(**{"q": Q, "k": K, "v": V, name: OTHER[name].to("meta")})
 
 
 def test_block_ids_past_the_length_do_not_matter():
