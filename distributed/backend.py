@@ -14,6 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from gossamer._arguments import typed
 from gossamer.distributed.grid import Grid
 
 __all__ = ["Backend", "DeepSpeedBackend", "TorchBackend", "init_distributed", "leave_distributed", "make_backend"]
@@ -204,6 +205,7 @@ def make_backend(name: str, module: nn.Module, config: dict[str, Any], grid: Gri
     return TorchBackend(module, config, grid)
 
 
+@typed
 def init_distributed(device: str = "auto", *, timeout: float = 1800.0) -> torch.device:
     """Join the job that the launcher started (gloo on CPU, NCCL on GPU); without a launcher, stay alone.
 

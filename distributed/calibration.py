@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from gossamer._arguments import typed
 from gossamer.distributed.channel import Channel
 from gossamer.distributed.chunks import ChunkedGraph
 from gossamer.distributed.grid import Grid
@@ -66,6 +67,7 @@ class Calibration:
         return self.call + self.backward_node * num_nodes + self.backward_edge * num_edges
 
 
+@typed
 def calibrate(
     graph: CSR, hidden_dim: int, *, layer: nn.Module | None = None, num_cores: int | None = None
 ) -> Calibration:

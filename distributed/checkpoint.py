@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from gossamer._arguments import typed
+
 if TYPE_CHECKING:
     from gossamer.distributed.engine import PipelineEngine
 
@@ -107,6 +109,7 @@ def find_checkpoint(folder: str, description: dict[str, Any]) -> tuple[str, dict
     return path, manifest
 
 
+@typed
 def find_latest(folder: str | os.PathLike) -> str | None:
     """The newest complete checkpoint under ``folder``, or None."""
     found = _checkpoints(os.fspath(folder))

@@ -8,6 +8,7 @@ import os
 from dataclasses import dataclass, fields
 from typing import Any
 
+from gossamer._arguments import typed
 from gossamer.distributed.cross_gradient import CROSS_CHUNK_GRADIENTS
 from gossamer.distributed.history import HISTORY_DTYPES
 
@@ -127,6 +128,7 @@ class PipelineConfig:
         return num_chunks
 
 
+@typed
 def load_config(config: dict[str, Any] | str | os.PathLike | None) -> tuple[PipelineConfig, dict[str, Any]]:
     """Split a configuration (a dictionary or a JSON file) into the ``gossamer`` section and DeepSpeed's part.
 

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from gossamer._arguments import typed
 from gossamer.distributed import checkpoint
 from gossamer.distributed.backend import make_backend
 from gossamer.distributed.channel import Channel
@@ -74,6 +75,7 @@ def sum_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     return F.cross_entropy(logits, labels, reduction="sum")
 
 
+@typed
 def initialize(
     model: nn.Module,
     graph: CSR | HopGraph,
@@ -136,6 +138,7 @@ class PipelineEngine:
         clock: of ``timeline``; ``time.thread_time`` in its place gives the CPU time of every action.
     """
 
+    @typed
     def __init__(
         self,
         model: nn.Module,

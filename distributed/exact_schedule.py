@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
+from gossamer._arguments import typed
 from gossamer.distributed.schedule import Action, Kind, Schedule, check_positive, forward_actions
 
 __all__ = ["exact_schedule"]
 
 
+@typed
 def exact_schedule(needs: Sequence[Sequence[int]], aggregations: Sequence[int]) -> Schedule:
     """Synchronous full-graph training in chunks: an aggregation waits for the chunks that it reads, for no others.
 

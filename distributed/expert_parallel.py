@@ -9,6 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from gossamer._arguments import typed
 from gossamer.sparse_nn import MoE, RoutePlan, Router, Routing, combine, dispatch, expert_mlp
 
 __all__ = ["ExpertExchange", "ExpertParallelMoE"]
@@ -117,6 +118,7 @@ class ExpertParallelMoE(MoE):
     Source: Lepikhin et al. 2020, GShard, section 3; without capacity padding as in Gale et al. 2022, MegaBlocks.
     """
 
+    @typed
     def __init__(
         self,
         d_model: int,

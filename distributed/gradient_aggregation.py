@@ -8,6 +8,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from gossamer._arguments import typed
 from gossamer.distributed.counters import Counters
 
 __all__ = ["LocalGradientAggregation"]
@@ -46,6 +47,7 @@ class LocalGradientAggregation:
     Source: LiGNN (Borisyuk et al. 2024), local gradient aggregation.
     """
 
+    @typed
     def __init__(
         self, parameters: Iterable[Tensor], num_batches: int, *, group: dist.ProcessGroup | None = None
     ) -> None:

@@ -14,6 +14,8 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from gossamer._arguments import typed
+
 if TYPE_CHECKING:
     import psutil
 
@@ -52,6 +54,7 @@ def require_port(port: int) -> int:
     return port
 
 
+@typed
 def launch(script: str, arguments: Sequence[str], *, num_workers: int, port: int | None = None) -> int:
     """Start ``script`` as ``num_workers`` local workers and wait for them.
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch.distributed as dist
 from torch import Tensor
 
+from gossamer._arguments import typed
 from gossamer.distributed import schedule
 from gossamer.distributed.channel import Channel
 from gossamer.distributed.counters import Counters
@@ -41,6 +42,7 @@ class LocalPipeline(StageWorker):
     Source: Park et al. 2024, Forward Learning of Graph Neural Networks (arXiv 2403.11004), section 3.3.
     """
 
+    @typed
     def __init__(
         self,
         layers: Sequence[ForwardLayer],

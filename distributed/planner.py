@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from gossamer._arguments import typed
 from gossamer.distributed.calibration import Calibration, calibrate
 from gossamer.distributed.dependencies import spread_in_order
 from gossamer.distributed.exact_schedule import exact_schedule
@@ -102,6 +103,7 @@ class ParallelPlan:
         return "\n".join(lines)
 
 
+@typed
 def plan_parallelism(
     graph: CSR,
     num_layers: int,

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
+from gossamer._arguments import typed
 from gossamer.distributed.calibration import Calibration
 from gossamer.distributed.planner import plan_kind
 from gossamer.distributed.schedule import Costs, Timeline, gnnpipe, simulate
@@ -160,6 +161,7 @@ class ScaleEstimate:
         return self.layer_bytes + self.graph_bytes + self.sync_bytes
 
 
+@typed
 def simulate_scale(
     job: ScaleJob, cluster: Cluster, num_workers: int, *, num_ways: int = 1, num_chunks: int | None = None
 ) -> ScaleEstimate:

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from enum import Enum
 from itertools import pairwise, product
 
+from gossamer._arguments import typed
+
 __all__ = [
     "Action",
     "Costs",
@@ -83,16 +85,19 @@ class Schedule:
         return 1.0 if num_aggregations == 0 else float(piece > 0) / num_aggregations
 
 
+@typed
 def naive(num_stages: int, *, split_backward: bool = False) -> Schedule:
     """One micro-batch, one stage busy at a time. Source: 2BP (arXiv 2405.18047), the naive schedule."""
     return _fill_and_drain("naive", num_stages, 1, split_backward, reverse=False)
 
 
+@typed
 def gpipe(num_stages: int, num_micro_batches: int, *, split_backward: bool = False) -> Schedule:
     """All forwards, then all backwards in the same order. Source: GPipe; split as in 2BP section 4.1."""
     return _fill_and_drain("gpipe", num_stages, num_micro_batches, split_backward, reverse=False)
 
 
+@typed
 def gnnpipe(num_stages: int, num_chunks: int, *, split_backward: bool = False) -> Schedule:
     """All forwards, then all backwards in the reverse order, because chunks depend on each other.
 
@@ -101,6 +106,7 @@ def gnnpipe(num_stages: int, num_chunks: int, *, split_backward: bool = False) -
     return _fill_and_drain("gnnpipe", num_stages, num_chunks, split_backward, reverse=True)
 
 
+@typed
 def one_f_one_b(num_stages: int, num_micro_batches: int, *, split_backward: bool = False) -> Schedule:
     """Stage s runs S - s forwards, then one backward and one forward in turn, then the remaining backwards.
 
@@ -124,6 +130,7 @@ def one_f_one_b(num_stages: int, num_micro_batches: int, *, split_backward: bool
     return Schedule("one_f_one_b", num_stages, num_micro_batches, split_backward, tuple(stages))
 
 
+@typed
 def local(num_stages: int, num_micro_batches: int) -> Schedule:
     """Every stage learns from a loss of its own: activations go up, nothing comes down.
 
@@ -293,6 +300,7 @@ class Timeline:
         return total
 
 
+@typed
 def simulate(schedule: Schedule, costs: Costs) -> Timeline:
     """Run a schedule on paper: a stage is busy while it computes and idle while it waits for a receive.
 

@@ -6,11 +6,13 @@ from collections import deque
 from collections.abc import Iterator
 from dataclasses import replace
 
+from gossamer._arguments import typed
 from gossamer.distributed.schedule import Action, Kind, Schedule
 
 __all__ = ["bound_waiting", "peak_bytes"]
 
 
+@typed
 def bound_waiting(schedule: Schedule, max_waiting: int) -> Schedule:
     """The schedule with at most ``max_waiting`` micro-batches of a stage between p1 and p2.
 
@@ -55,6 +57,7 @@ def _bounded(actions: tuple[Action, ...], max_waiting: int) -> Iterator[Action]:
         yield action
 
 
+@typed
 def peak_bytes(schedule: Schedule, *, in_flight: float, waiting: float) -> tuple[float, ...]:
     """The most bytes that each stage keeps for backward passes at a time.
 

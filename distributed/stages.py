@@ -9,12 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from gossamer._arguments import typed
 from gossamer.graph import GraphSequential
 from gossamer.graph.layers import State
 
 __all__ = ["layers_of", "measure_layers", "plan_stages", "split_layers", "stage_module"]
 
 
+@typed
 def layers_of(model: nn.Module) -> list[nn.Module]:
     """The layers of a model, in order: its own children if it is a sequence, else those of ``model.layers``.
 
@@ -72,6 +74,7 @@ def measure_layers(layers: Sequence[nn.Module], features: Tensor, num_shells: in
     return counts, states
 
 
+@typed
 def plan_stages(
     layers: Sequence[nn.Module],
     features: Tensor,

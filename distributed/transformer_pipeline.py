@@ -10,6 +10,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from gossamer._arguments import typed
 from gossamer.distributed.channel import Channel
 from gossamer.distributed.counters import Counters
 from gossamer.distributed.executor import execute
@@ -89,6 +90,7 @@ class TransformerPipeline:
     Source: 2BP (arXiv 2405.18047); PipeDream-flush for the schedule.
     """
 
+    @typed
     def __init__(
         self,
         model: SparseTransformer,

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 import gossamer.graph.sddmm  # noqa: F401  (the gradient of the edge weights)
+from gossamer._arguments import typed
 from gossamer.graph.csr import CSR
 from gossamer.graph.extremum import extremum
 
@@ -33,6 +34,7 @@ class Propagation:
     weight_t: Tensor | None = None
 
 
+@typed
 def aggregate(graph: Any, x: Tensor, *, weight: Tensor | None = None, reduce: str = "sum") -> Tensor:
     """out[i] = reduce over in-neighbours j of i of weight[j -> i] * x[j]; 0 where i has none.
 
@@ -61,6 +63,7 @@ def aggregate(graph: Any, x: Tensor, *, weight: Tensor | None = None, reduce: st
     return propagate(graph, x, propagation(graph, reduce, weight, x.dtype))
 
 
+@typed
 def gcn_aggregate(
     graph: Any, x: Tensor, *, weight: Tensor | None = None, residual: Tensor | None = None, alpha: float = 0.0
 ) -> Tensor:

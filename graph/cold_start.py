@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor
 
+from gossamer._arguments import typed
 from gossamer.graph.csr import CSR
 
 __all__ = ["densify"]
@@ -15,6 +16,7 @@ _BLOCK = 1024
 _HNSW_LINKS, _HNSW_BUILD = 16, 200  # M and ef_construction of the index
 
 
+@typed
 def densify(
     graph: CSR,
     embeddings: Tensor,

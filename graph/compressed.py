@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gossamer._arguments import typed
 from gossamer._files import whole_or_not_at_all
 from gossamer.graph.csr import CSR, _col_dtype
 
@@ -41,6 +42,7 @@ class CompressedCSR:
     Quasi-succinct indices.
     """
 
+    @typed
     def __init__(self, codes: Tensor, offsets: Tensor, positions: Tensor, bases: Tensor, num_edges: int) -> None:
         self.codes, self.offsets, self.positions, self.bases = codes, offsets, positions, bases
         self.num_nodes = positions.numel() - 1

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gossamer._arguments import typed
 from gossamer.graph.csr_check import (
     check_edge_values,
     check_ids,
@@ -51,6 +52,7 @@ class CSR:
     time: Tensor | None
     edge_ids: Tensor | None
 
+    @typed
     def __init__(
         self,
         rowptr: Tensor,

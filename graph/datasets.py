@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from gossamer._arguments import typed
 from gossamer.graph.csr import CSR
 from gossamer.graph.planetoid import PARTS, read_planetoid
 
@@ -74,6 +75,7 @@ class Dataset:
         return f"Dataset({self.name!r}, {self.graph!r}, {sizes})"
 
 
+@typed
 def load_dataset(
     name_or_path: str | os.PathLike[str],
     *,

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
+from gossamer._arguments import typed
 from gossamer.graph.csr import CSR
 from gossamer.graph.drew_layers import DRewGatedGCNConv, DRewGCNConv, DRewGINConv
 from gossamer.graph.drew_stack import run_layers
@@ -41,6 +42,7 @@ class DRew(nn.Module):
     Chen et al. 2016, Training Deep Nets with Sublinear Memory Cost.
     """
 
+    @typed
     def __init__(
         self,
         in_channels: int,
@@ -83,6 +85,7 @@ class DRew(nn.Module):
         return stack_layers(self.encoder, list(self.convs), self.head)
 
 
+@typed
 def drew_width(
     num_layers: int, *, conv: str = "gcn", max_hops: int | None = None, vectors: int = 0, budget: int = 500_000
 ) -> int:

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from gossamer._arguments import typed
 from gossamer.graph.aggregate import Propagation, aggregate, gcn_aggregate, propagate
 from gossamer.graph.csr import CSR
 from gossamer.graph.gated_sum import gated_sum
@@ -145,6 +146,7 @@ class DRewGCNConv(_DRewConv):
     Source: Gutteridge et al. 2023, DRew: Dynamically Rewired Message Passing with Delay, section 4.
     """
 
+    @typed
     def __init__(
         self, channels: int, layer: int, *, reference_quirks: bool = True, l2_norm: bool = True, **hops: object
     ) -> None:
@@ -198,6 +200,7 @@ class DRewGINConv(_DRewConv):
     code for molecules and for QM9.
     """
 
+    @typed
     def __init__(
         self,
         channels: int,
@@ -277,6 +280,7 @@ class DRewGatedGCNConv(_DRewConv):
     and Laurent 2017, Residual Gated Graph ConvNets.
     """
 
+    @typed
     def __init__(
         self, channels: int, layer: int, *, dropout: float = 0.0, edge_channels: int | None = None, **hops: object
     ) -> None:

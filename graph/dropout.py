@@ -8,11 +8,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from gossamer._arguments import typed
+
 __all__ = ["node_dropout", "relu_dropout", "stream_seed"]
 
 _MASK = (1 << 64) - 1
 
 
+@typed
 def node_dropout(
     x: Tensor,
     p: float,
@@ -49,6 +52,7 @@ def node_dropout(
     return torch.ops.gossamer.node_dropout(x.contiguous(), p, seed, step, node_ids, first_row)
 
 
+@typed
 def relu_dropout(
     x: Tensor,
     p: float,

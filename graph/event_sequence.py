@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from gossamer._arguments import typed
 from gossamer.graph.csr import CSR
 from gossamer.graph.sampling import neighbor_sample
 
@@ -27,6 +28,7 @@ class EventSequences(NamedTuple):
     num_events: Tensor
 
 
+@typed
 def event_sequences(graph: CSR, seeds: Tensor, seed_time: Tensor, max_events: int) -> EventSequences:
     """The latest max_events in-edges of every seed that are not later than its time.
 

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from gossamer._arguments import typed
 from gossamer.graph.layers import GCNConv, GraphLayer, GraphSequential, SAGEConv
 from gossamer.graph.local_objectives import LocalObjective, SingleForward, View
 
@@ -37,6 +38,7 @@ class ForwardLayer(GraphLayer):
     Source: Park et al. 2024, Forward Learning of Graph Neural Networks, section 3.
     """
 
+    @typed
     def __init__(self, in_channels: int, out_channels: int, *, conv: Literal["gcn", "sage"] = "gcn") -> None:
         super().__init__()
         if conv not in _CONVS:
@@ -49,6 +51,7 @@ class ForwardLayer(GraphLayer):
         return F.relu(self.conv(graph, x / (x.norm(dim=1, keepdim=True) + 1e-8)))
 
 
+@typed
 def forward_gnn(
     in_channels: int, hidden_channels: int, num_layers: int, *, conv: Literal["gcn", "sage"] = "gcn"
 ) -> GraphSequential:
@@ -71,6 +74,7 @@ class LayerTraining(NamedTuple):
     best_accuracy: float
 
 
+@typed
 def local_optimizers(
     layers: Sequence[nn.Module], lr: float = 1e-3, weight_decay: float = 5e-4
 ) -> list[torch.optim.Optimizer]:
@@ -78,6 +82,7 @@ def local_optimizers(
     return [torch.optim.Adam(layer.parameters(), lr=lr, weight_decay=weight_decay) for layer in layers]
 
 
+@typed
 def train_greedily(
     layers: Sequence[nn.Module],
     objective: LocalObjective,
@@ -130,6 +135,7 @@ def train_greedily(
     return found
 
 
+@typed
 def train_together(
     layers: Sequence[nn.Module],
     objective: SingleForward,
@@ -170,6 +176,7 @@ def train_together(
     return history
 
 
+@typed
 @torch.no_grad()
 def predict_locally(layers: Sequence[nn.Module], objective: LocalObjective, *, top_down: bool = False) -> Tensor:
     """[num_nodes, num_classes]: the summed votes of all layers; argmax is the prediction.

@@ -7,12 +7,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gossamer._arguments import typed
 from gossamer.graph.aggregate import FLOATING
 from gossamer.graph.csr import CSR
 
 __all__ = ["gated_sum"]
 
 
+@typed
 def gated_sum(graph: CSR, query: Tensor, key: Tensor, value: Tensor, *, eps: float = 1e-6) -> Tensor:
     """out[i] = sum_j s_ij value[j] / (sum_j s_ij + eps), s_ij = sigmoid(query[i] + key[j]), over in-neighbours j of i.
 

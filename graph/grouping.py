@@ -5,9 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from gossamer._arguments import typed
+
 __all__ = ["group_and_slice"]
 
 
+@typed
 def group_and_slice(group_ids: Tensor, slice_size: int) -> tuple[Tensor, Tensor]:
     """Sort examples by group, stably, and cut every group into slices of at most slice_size examples.
 

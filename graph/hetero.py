@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gossamer._arguments import typed
 from gossamer.graph.csr import CSR
 from gossamer.graph.csr_check import check_ids, checked_edge_index, checked_num_nodes
 from gossamer.graph.ppr import push, walk
@@ -30,6 +31,7 @@ class HeteroCSR:
         ValueError: if an edge names a node type or a node that is not there.
     """
 
+    @typed
     def __init__(self, edge_indices: Mapping[EdgeType, Tensor], num_nodes: Mapping[str, int]) -> None:
         self.num_nodes = {t: checked_num_nodes("HeteroCSR", size) for t, size in num_nodes.items()}
         self._first: dict[str, int] = {}  # id in graph of node 0 of each type
@@ -73,6 +75,7 @@ class HeteroCSR:
         return {node_type: (node[i], score[i]) for i, node_type in enumerate(self.num_nodes)}
 
 
+@typed
 def hetero_ppr_neighbors(
     graph: HeteroCSR, seed_type: str, seeds: Tensor, *, top_k: int, alpha: float = 0.15, eps: float = 1e-4
 ) -> dict[str, tuple[Tensor, Tensor]]:
@@ -95,6 +98,7 @@ def hetero_ppr_neighbors(
     return graph._by_type(*push("hetero_ppr_neighbors", graph.graph, ids, top_k, alpha, eps, types))
 
 
+@typed
 def hetero_walk_neighbors(
     graph: HeteroCSR,
     seed_type: str,

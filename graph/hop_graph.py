@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from gossamer._arguments import typed
 from gossamer.graph.csr import CSR
 from gossamer.graph.drew_layers import DRewGatedGCNConv, DRewGCNConv
 from gossamer.graph.k_hop import k_hop
@@ -33,6 +34,7 @@ class HopGraph:
 
     weight = None
 
+    @typed
     def __init__(self, shells: Sequence[CSR]) -> None:
         self.shells = list(shells)
         for shell in self.shells:
@@ -70,6 +72,7 @@ class DRewLayer(GraphLayer):
         num_kept: how many states go on, the new one included: the rest is read by no later layer.
     """
 
+    @typed
     def __init__(self, conv: nn.Module, num_kept: int) -> None:
         super().__init__()
         self.conv, self.num_kept = conv, num_kept

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from gossamer._arguments import typed
+
 __all__ = ["IDEmbedding", "RowwiseAdagrad"]
 
 
@@ -26,6 +28,7 @@ class IDEmbedding(nn.Module):
     Source: LiGNN (Borisyuk et al. 2024), ID embeddings.
     """
 
+    @typed
     def __init__(self, num_nodes: int, dim: int, *, std: float = 0.01, sparse: bool = True) -> None:
         super().__init__()
         for name, value in (("num_nodes", num_nodes), ("dim", dim)):
@@ -91,6 +94,7 @@ class RowwiseAdagrad(torch.optim.Optimizer):
     Classifiers, section 3.3.
     """
 
+    @typed
     def __init__(
         self,
         params: Iterable[Any],

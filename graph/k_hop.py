@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from gossamer._arguments import typed
 from gossamer.graph.csr import CSR
 
 __all__ = ["k_hop", "k_hop_count", "k_hop_pairs"]
@@ -12,6 +13,7 @@ __all__ = ["k_hop", "k_hop_count", "k_hop_pairs"]
 _MAX_PAIRS = 2**30
 
 
+@typed
 def k_hop(graph: CSR, max_hops: int, *, directed: bool = True, max_pairs: int = _MAX_PAIRS) -> list[CSR]:
     """shells[k - 1] holds the edges {j -> i : the shortest path from j to i has exactly k edges}, k = 1..max_hops.
 
@@ -52,6 +54,7 @@ def k_hop(graph: CSR, max_hops: int, *, directed: bool = True, max_pairs: int = 
     return [_shell(graph.num_nodes, rowptr, col, k, bounds[k], bounds[k + 1]) for k in range(max_hops)]
 
 
+@typed
 def k_hop_count(graph: CSR, max_hops: int, *, directed: bool = True) -> Tensor:
     """out[k - 1, i] = number of nodes j whose shortest path to i has exactly k edges; nothing is emitted.
 
@@ -70,6 +73,7 @@ def k_hop_count(graph: CSR, max_hops: int, *, directed: bool = True) -> Tensor:
     return torch.ops.gossamer.k_hop_count(graph.rowptr, graph.col, blocks, max_hops)
 
 
+@typed
 def k_hop_pairs(
     graph: CSR, max_hops: int, *, directed: bool = True, max_pairs: int = _MAX_PAIRS
 ) -> tuple[Tensor, Tensor]:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gossamer._arguments import typed
 from gossamer.graph.aggregate import propagation
 from gossamer.graph.csr import CSR
 from gossamer.graph.k_hop import _MAX_PAIRS, k_hop
@@ -34,6 +35,7 @@ class KHop:
         max_pairs: refuse data with more pairs than this; they are counted before anything is allocated.
     """
 
+    @typed
     def __init__(
         self,
         max_hops: int,
@@ -78,6 +80,7 @@ class KHop:
         return digest.hexdigest()
 
 
+@typed
 def hop_shells(data: Any, max_hops: int) -> list[CSR]:
     """The pairs that KHop gave to data, or to every graph of a batch, as max_hops graphs.
 
@@ -87,6 +90,7 @@ def hop_shells(data: Any, max_hops: int) -> list[CSR]:
     return [CSR.from_edge_index(edges[:, hops == k], data.num_nodes) for k in range(1, max_hops + 1)]
 
 
+@typed
 def hop_edge_attr(shell: CSR, edge_index: Tensor, edge_attr: Tensor) -> Tensor:
     """The bond features of shell 1, in its edge order: what DRew layers with edge_channels or edge_types take.
 
@@ -117,6 +121,7 @@ def hop_edge_attr(shell: CSR, edge_index: Tensor, edge_attr: Tensor) -> Tensor:
     return edge_attr.index_select(0, order[place])
 
 
+@typed
 def prepare_shells(shells: Sequence[CSR], dtype: torch.dtype = torch.float32) -> None:
     """Compute what layers keep with their shells: transposes, rows and normalisations.
 

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
+from gossamer._arguments import typed
 from gossamer.graph.aggregate import aggregate, gcn_aggregate
 from gossamer.graph.dropout import node_dropout, relu_dropout
 
@@ -91,6 +92,7 @@ class GCNConv(GraphLayer):
     Source: Kipf and Welling 2017, Semi-Supervised Classification with Graph Convolutional Networks, equation 2.
     """
 
+    @typed
     def __init__(self, in_channels: int, out_channels: int, *, bias: bool = True) -> None:
         super().__init__()
         self.lin = nn.Linear(in_channels, out_channels, bias=False)
@@ -123,6 +125,7 @@ class SAGEConv(GraphLayer):
     Source: Hamilton et al. 2017, Inductive Representation Learning on Large Graphs, section 3.3.
     """
 
+    @typed
     def __init__(self, in_channels: int, out_channels: int, *, bias: bool = True) -> None:
         super().__init__()
         self.lin_l = nn.Linear(in_channels, out_channels, bias=bias)
@@ -155,6 +158,7 @@ class GCN2Conv(GraphLayer):
     Source: Chen et al. 2020, Simple and Deep Graph Convolutional Networks, equation 5.
     """
 
+    @typed
     def __init__(self, channels: int, *, alpha: float = 0.1, theta: float = 0.5, layer: int = 1) -> None:
         super().__init__()
         self.alpha = alpha
@@ -188,6 +192,7 @@ class ResidualBlock(GraphLayer):
     Source: Li et al. 2020, DeeperGCN: All You Need to Train Deeper GCNs, section 3.3.
     """
 
+    @typed
     def __init__(self, conv: GraphLayer, channels: int, *, dropout: float = 0.0, seed: int = 0) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(channels)
@@ -226,6 +231,7 @@ class NodeDropout(GraphLayer):
 
     step: int
 
+    @typed
     def __init__(self, p: float = 0.5, *, seed: int = 0) -> None:
         super().__init__()
         if not 0 <= p <= 1:

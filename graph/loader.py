@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
+from gossamer._arguments import typed
 from gossamer.graph.batch_layout import layout_of
 from gossamer.graph.csr import CSR
 from gossamer.graph.loader_source import BatchSource, Plan, SampledBatch, unpack
@@ -67,6 +68,7 @@ class SampleLoader:
     Source: LiGNN (Borisyuk et al. 2024), section on the shared-memory queue.
     """
 
+    @typed
     def __init__(
         self,
         graph: CSR,

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from gossamer._arguments import typed
 from gossamer.graph.csr import CSR
 
 __all__ = ["ForwardForward", "LocalObjective", "SingleForward", "View"]
@@ -43,6 +44,7 @@ class LocalObjective(ABC):
     train_views: list[View]  # of the first layer
     test_views: list[View]
 
+    @typed
     def __init__(self, graph: CSR, x: Tensor, labels: Tensor, train_mask: Tensor, num_classes: int) -> None:
         name, num_nodes = type(self).__name__, graph.num_nodes
         if train_mask.dtype != torch.bool or labels.dtype != torch.int64:
@@ -104,6 +106,7 @@ class SingleForward(LocalObjective):
     Source: Park et al. 2024, Forward Learning of Graph Neural Networks, section 3.3.
     """
 
+    @typed
     def __init__(
         self,
         graph: CSR,
@@ -165,6 +168,7 @@ class ForwardForward(LocalObjective):
     Source: Park et al. 2024, Forward Learning of Graph Neural Networks, section 3.2.
     """
 
+    @typed
     def __init__(
         self,
         graph: CSR,

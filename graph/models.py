@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Generator, nn
 
+from gossamer._arguments import typed
 from gossamer.graph.dropout import stream_seed
 from gossamer.graph.layers import (
     ForgetInitial,
@@ -64,6 +65,7 @@ class GCN(_Model):
 
     conv: type[GCNConv] | type[SAGEConv] = GCNConv
 
+    @typed
     def __init__(
         self,
         in_channels: int,
@@ -113,6 +115,7 @@ class GCNII(_Model):
     Source: Chen et al. 2020, Simple and Deep Graph Convolutional Networks.
     """
 
+    @typed
     def __init__(
         self,
         in_channels: int,
@@ -144,6 +147,7 @@ class ResGCN(_Model):
     Source: Li et al. 2020, DeeperGCN: All You Need to Train Deeper GCNs.
     """
 
+    @typed
     def __init__(
         self,
         in_channels: int,

@@ -7,11 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gossamer._arguments import typed
 from gossamer.graph.csr import CSR
 
 __all__ = ["chunk_order", "halo", "partition"]
 
 
+@typed
 def partition(graph: CSR, num_parts: int) -> Tensor:
     """part[i] in [0, num_parts): parts of nearly equal size, chosen so that few edges join two of them.
 
@@ -35,6 +37,7 @@ def partition(graph: CSR, num_parts: int) -> Tensor:
     return _partition(graph, num_parts, "partition: num_parts")
 
 
+@typed
 def chunk_order(graph: CSR, num_chunks: int) -> tuple[Tensor, Tensor]:
     """The renumbering that makes every part of ``partition`` a contiguous range of node ids.
 
@@ -55,6 +58,7 @@ def chunk_order(graph: CSR, num_chunks: int) -> tuple[Tensor, Tensor]:
     return part.sort(stable=True).indices, bounds
 
 
+@typed
 def halo(graph: CSR, part: Tensor) -> Tensor:
     """[2, H]: every pair (p, j) of a part and a node of another part that it reads, sorted.
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gossamer._arguments import typed
 from gossamer.graph.aggregate import aggregate
 from gossamer.graph.csr import CSR
 
@@ -17,6 +18,7 @@ _WALKS = 64  # walks at a time; every one is a column
 _DENSE_NODES = 4096  # up to here all eigenvectors are cheaper than a few
 
 
+@typed
 def random_walk_pe(graph: CSR, num_steps: int) -> Tensor:
     """out[i, k - 1] = (P^k)[i, i], P = D^-1 A: how likely a walk from i is back after exactly k steps.
 
@@ -60,6 +62,7 @@ def random_walk_pe(graph: CSR, num_steps: int) -> Tensor:
     return out
 
 
+@typed
 def laplacian_pe(graph: CSR, num_vectors: int) -> Tensor:
     """Eigenvectors of I - D^-1/2 A D^-1/2 for the smallest eigenvalues after the first, of length 1.
 
@@ -99,6 +102,7 @@ class RandomWalkPE:
         attr_name: name of the attribute; None puts the values behind the features ``x``.
     """
 
+    @typed
     def __init__(self, num_steps: int, *, attr_name: str | None = "random_walk_pe") -> None:
         self.num_steps, self.attr_name = num_steps, attr_name
 
@@ -119,6 +123,7 @@ class LaplacianPE:
         attr_name: name of the attribute; None puts the values behind the features ``x``.
     """
 
+    @typed
     def __init__(self, num_vectors: int, *, attr_name: str | None = "laplacian_eigenvector_pe") -> None:
         self.num_vectors, self.attr_name = num_vectors, attr_name
 

@@ -7,6 +7,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
+from gossamer._arguments import typed
 from gossamer.graph.csr import CSR
 from gossamer.graph.sampling import check_seeds
 from gossamer.graph.sampling_index import _signed
@@ -14,6 +15,7 @@ from gossamer.graph.sampling_index import _signed
 __all__ = ["ppr_neighbors", "walk_neighbors"]
 
 
+@typed
 def ppr_neighbors(
     graph: CSR, seeds: Tensor, *, top_k: int, alpha: float = 0.15, eps: float = 1e-4
 ) -> tuple[Tensor, Tensor]:
@@ -46,6 +48,7 @@ def ppr_neighbors(
     return node[0], score[0]
 
 
+@typed
 def walk_neighbors(
     graph: CSR, seeds: Tensor, *, top_k: int, seed: int, num_walks: int = 128, num_steps: int = 2, alpha: float = 0.15
 ) -> tuple[Tensor, Tensor]:

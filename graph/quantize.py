@@ -5,9 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from gossamer._arguments import typed
+
 __all__ = ["dequantize_rows", "quantize_rows"]
 
 
+@typed
 def quantize_rows(x: Tensor, bits: int, *, seed: int, step: int = 0) -> tuple[Tensor, Tensor]:
     """Round every row to 2^bits - 1 levels between -max |x| and max |x|, up or down at random, so that the mean is x.
 
@@ -39,6 +42,7 @@ def quantize_rows(x: Tensor, bits: int, *, seed: int, step: int = 0) -> tuple[Te
     return torch.ops.gossamer.quantize_rows(x.detach().contiguous(), bits, seed, step)
 
 
+@typed
 def dequantize_rows(
     codes: Tensor, scale: Tensor, num_features: int, bits: int, *, dtype: torch.dtype = torch.float32
 ) -> Tensor:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from gossamer._arguments import typed
 from gossamer.graph import queue_name
 from gossamer.graph.batch_layout import Layout, layout_of, place, read_layout
 
@@ -44,6 +45,7 @@ class SharedMemoryQueue:
         MemoryError: if the slots could not all be filled with the memory that is left.
     """
 
+    @typed
     def __init__(self, num_slots: int, slot_bytes: int, *, name: str | None = None) -> None:
         if not 1 <= num_slots <= 65536:
             raise ValueError(f"SharedMemoryQueue: num_slots must be in [1, 65536], got {num_slots}")

@@ -7,11 +7,13 @@ import math
 import torch
 from torch import Tensor
 
+from gossamer._arguments import typed
 from gossamer.graph.csr import CSR
 
 __all__ = ["balanced_forman_curvature", "fosr", "sdrf"]
 
 
+@typed
 def balanced_forman_curvature(graph: CSR) -> Tensor:
     """ric(i, j) = 2/d_i + 2/d_j - 2 + 2 t/max(d_i, d_j) + t/min(d_i, d_j) + (s_i + s_j)/(g max(d_i, d_j)), per edge.
 
@@ -41,6 +43,7 @@ def balanced_forman_curvature(graph: CSR) -> Tensor:
     return curvature[place.masked_fill(loops, -1)]
 
 
+@typed
 def sdrf(
     graph: CSR, num_iterations: int, *, tau: float = 1.0, removal_bound: float | None = None, seed: int = 0
 ) -> tuple[Tensor, Tensor]:
@@ -77,6 +80,7 @@ def sdrf(
     return torch.ops.gossamer.sdrf(rowptr, col, curvature, num_iterations, tau, removal_bound, seed)
 
 
+@typed
 def fosr(graph: CSR, num_edges: int, *, num_power_iterations: int = 50, seed: int = 0) -> Tensor:
     """First-order spectral rewiring: add the edges that widen the spectral gap most, one after the other.
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gossamer._arguments import typed
 from gossamer.graph.csr import CSR
 from gossamer.graph.k_hop import k_hop
 from gossamer.graph.rewiring import fosr, sdrf
@@ -25,6 +26,7 @@ class SDRF:
         num_iterations, tau, removal_bound, seed: as for sdrf; every graph starts from the seed.
     """
 
+    @typed
     def __init__(
         self, num_iterations: int, *, tau: float = 1.0, removal_bound: float | None = None, seed: int = 0
     ) -> None:
@@ -51,6 +53,7 @@ class FoSR:
         num_edges, num_power_iterations, seed: as for fosr; every graph starts from the seed.
     """
 
+    @typed
     def __init__(self, num_edges: int, *, num_power_iterations: int = 50, seed: int = 0) -> None:
         self.num_edges, self.num_power_iterations, self.seed = num_edges, num_power_iterations, seed
 

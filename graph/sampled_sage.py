@@ -6,6 +6,7 @@ from itertools import pairwise
 
 from torch import Tensor, nn
 
+from gossamer._arguments import typed
 from gossamer.graph.csr import CSR
 from gossamer.graph.layers import SAGEConv
 from gossamer.graph.sampling import SampledSubgraph
@@ -28,6 +29,7 @@ class SampledSAGE(nn.Module):
     Source: Hamilton et al. 2017, Inductive Representation Learning on Large Graphs, Algorithm 2.
     """
 
+    @typed
     def __init__(self, in_channels: int, hidden_channels: int, out_channels: int, num_layers: int) -> None:
         super().__init__()
         if num_layers < 1:

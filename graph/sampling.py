@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from weakref import WeakKeyDictionary
@@ -9,6 +10,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
+from gossamer._arguments import typed
 from gossamer.graph.compressed import CompressedCSR
 from gossamer.graph.csr import CSR, _col_dtype, _count_rows
 from gossamer.graph.sampling_device import Rules, sample_on_device
@@ -50,6 +52,7 @@ class SampledSubgraph:
         return CSR._trusted(rowptr, self.row[:num_edges].to(_col_dtype(num_nodes)), num_nodes)
 
 
+@typed
 def neighbor_sample(
     graph: CSR | CompressedCSR,
     seeds: Tensor,
@@ -144,7 +147,7 @@ def _sample_compressed(
 
 def check_fanout(function: str, fanout: float) -> float:
     """The fan-out, if it is -1, a positive whole number or a share in (0, 1)."""
-    if fanout == -1 or 0 < fanout < 1 or (fanout >= 1 and fanout == int(fanout)):
+    if fanout == -1 or 0 < fanout < 1 or (1 <= fanout < math.inf and fanout == int(fanout)):
         return fanout
     raise ValueError(f"{function}: fanouts must be -1, at least 1, or a share in (0, 1), got {fanout}")
 

@@ -12,6 +12,7 @@ import numpy
 import torch
 from torch import Tensor
 
+from gossamer._arguments import typed
 from gossamer._files import whole_or_not_at_all
 from gossamer.graph.csr import CSR
 
@@ -22,6 +23,7 @@ _MAGIC = b"gossamer shells 1"
 _HEADER = struct.Struct("<qqqqq")
 
 
+@typed
 def save_shells(path: str | os.PathLike[str], shells: Sequence[CSR]) -> None:
     """Write the shells of k_hop; the file appears whole or not at all.
 
@@ -37,6 +39,7 @@ def save_shells(path: str | os.PathLike[str], shells: Sequence[CSR]) -> None:
         file.write(_MAGIC + hashlib.sha256(content).digest() + content)
 
 
+@typed
 def load_shells(path: str | os.PathLike[str]) -> list[CSR]:
     """Read what save_shells wrote.
 

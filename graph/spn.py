@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from gossamer._arguments import typed
 from gossamer.graph.aggregate import aggregate
 from gossamer.graph.csr import CSR
 
@@ -30,6 +31,7 @@ class MergedShells:
     scale: Tensor
 
 
+@typed
 def merge_shells(shells: Sequence[CSR]) -> MergedShells:
     """The shells of ``k_hop`` as one graph that knows the hop and the GCN normalisation of every edge.
 
@@ -65,6 +67,7 @@ class SPNConv(nn.Module):
     Source: Abboud, Dimitrov and Ceylan 2022, Shortest Path Networks for Graph Property Prediction, section 4.
     """
 
+    @typed
     def __init__(self, channels: int, max_hops: int, *, l2_norm: bool = True) -> None:
         super().__init__()
         if max_hops < 1:
@@ -99,6 +102,7 @@ class SPN(nn.Module):
     Source: Abboud, Dimitrov and Ceylan 2022, Shortest Path Networks for Graph Property Prediction.
     """
 
+    @typed
     def __init__(
         self,
         in_channels: int,

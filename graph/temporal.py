@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from gossamer._arguments import typed
 from gossamer.graph.csr import CSR
 from gossamer.graph.layers import reset_linear
 from gossamer.graph.sampled_sage import SampledSAGE
@@ -17,6 +18,7 @@ from gossamer.graph.sampling import SampledSubgraph
 __all__ = ["TemporalEncoder", "TemporalOutput", "TemporalSAGE", "long_term_loss", "prefix_causal_mask"]
 
 
+@typed
 def prefix_causal_mask(num_prefix: int, num_events: int, *, device: Any = None) -> Tensor:
     """mask[i, j]: token i sees token j. The prefix is seen by all tokens, event j by events from j on.
 
@@ -60,6 +62,7 @@ class TemporalEncoder(nn.Module):
     Source: LiGNN (Borisyuk et al. 2024), temporal graph modelling.
     """
 
+    @typed
     def __init__(
         self, dim: int, event_channels: int, max_events: int, *, num_blocks: int = 1, num_heads: int = 2
     ) -> None:
@@ -125,6 +128,7 @@ class TemporalSAGE(nn.Module):
     Source: LiGNN (Borisyuk et al. 2024), temporal graph modelling.
     """
 
+    @typed
     def __init__(
         self,
         in_channels: int,
@@ -167,6 +171,7 @@ class TemporalSAGE(nn.Module):
         return TemporalOutput(embedding, states)
 
 
+@typed
 def long_term_loss(predicted: Tensor, future: Tensor, valid: Tensor | None = None) -> Tensor:
     """-mean log softmax of predicted[b] . future[b, n] among the n-th future events of all rows of the batch.
 

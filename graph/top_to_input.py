@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from gossamer._arguments import typed
 from gossamer.graph.forward_gnn import ForwardLayer, local_optimizers, step_locally
 from gossamer.graph.local_objectives import SingleForward
 
@@ -28,6 +29,7 @@ class TopDownLayer(ForwardLayer):
     Source: Park et al. 2024, Forward Learning of Graph Neural Networks, section 3.4 (top to input).
     """
 
+    @typed
     def __init__(
         self, below_channels: int, above_channels: int, out_channels: int, *, conv: Literal["gcn", "sage"] = "gcn"
     ) -> None:
@@ -38,6 +40,7 @@ class TopDownLayer(ForwardLayer):
         return F.relu(self.conv(graph, torch.cat(states, 1)))
 
 
+@typed
 def top_down_gnn(
     in_channels: int,
     hidden_channels: int,
@@ -82,6 +85,7 @@ class TopToInput:
     the authors' code.
     """
 
+    @typed
     def __init__(
         self,
         layers: Sequence[TopDownLayer],

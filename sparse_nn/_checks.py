@@ -7,7 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["require", "require_ids", "require_tensor"]
+__all__ = ["require", "require_floating", "require_ids", "require_num_experts", "require_tensor"]
+
+MAX_EXPERTS = (1 << 31) - 1  # an expert id is an int32
 
 
 def require(condition: bool, function: str, argument: str, requirement: str, got: Any) -> None:
@@ -28,3 +30,15 @@ def require_tensor(x: Any, function: str, argument: str, device: torch.device | 
     if not isinstance(x, Tensor):
         raise TypeError(f"{function}: {argument} must be a tensor, got {type(x).__name__}")
     require(device is None or x.device == device, function, argument, f"on {device} like the others", x.device)
+
+
+def require_floating(tensor: Tensor, function: str, argument: str) -> None:
+    """A type that the kernels add up in: float32, float64 or bfloat16, and float16 on other devices than the CPU."""
+    if tensor.dtype in (torch.float32, torch.float64, torch.bfloat16):
+        return
+    if tensor.dtype is not torch.float16 or tensor.device.type == "cpu":
+        raise TypeError(f"{function}: {argument} must be float32, float64 or bfloat16, got {tensor.dtype}")
+
+
+def require_num_experts(function: str, num_experts: int) -> None:
+    require(1 <= num_experts <= MAX_EXPERTS, function, "num_experts", f"in [1, {MAX_EXPERTS}]", num_experts)

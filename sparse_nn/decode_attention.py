@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gossamer._arguments import typed
 from gossamer.sparse_nn._checks import require, require_tensor
 
 __all__ = ["decode_attention", "merge_attention"]
@@ -16,6 +17,7 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 BYTES = (torch.int8, torch.float8_e4m3fn, torch.float8_e5m2)  # caches of these have a scale per position and head
 
 
+@typed
 def decode_attention(
     q: Tensor,
     k: Tensor,
@@ -88,6 +90,7 @@ def decode_attention(
     return (out, lse) if return_lse else out
 
 
+@typed
 def merge_attention(outs: list[Tensor] | tuple[Tensor, ...], lses: list[Tensor] | tuple[Tensor, ...]) -> Tensor:
     """out = sum_i exp(lse_i - logsumexp(lses)) out_i: attention over the union of disjoint parts of a cache.
 

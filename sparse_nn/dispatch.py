@@ -10,12 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gossamer.sparse_nn._checks import require
+from gossamer._arguments import typed
+from gossamer.sparse_nn._checks import require, require_floating
 from gossamer.sparse_nn.route_plan import RoutePlan
 
 __all__ = ["combine", "dispatch"]
 
 
+@typed
 def dispatch(x: Tensor, plan: RoutePlan) -> Tensor:
     """out[p] = x[plan.order[p] // k]: one row per kept route, grouped by expert.
 
@@ -36,6 +38,7 @@ def dispatch(x: Tensor, plan: RoutePlan) -> Tensor:
     return torch.ops.gossamer.dispatch(x.contiguous(), plan.order, plan.inverse, plan.top_k)
 
 
+@typed
 def combine(y: Tensor, plan: RoutePlan, gates: Tensor | None = None) -> Tensor:
     """out[t] = sum over kept routes j of token t of gates[t, j] * y[position of the route], summed in fp32.
 
@@ -52,6 +55,7 @@ def combine(y: Tensor, plan: RoutePlan, gates: Tensor | None = None) -> Tensor:
     """
     shape = tuple(y.shape)
     require(len(shape) == 2 and shape[0] == plan.num_routes, "combine", "y", f"[{plan.num_routes}, dim]", shape)
+    require_floating(y, "combine", "y")
     gates = checked_gates("combine", gates, plan, y.dtype)
     return torch.ops.gossamer.combine(y.contiguous(), plan.inverse, gates, plan.top_k)
 

@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gossamer.sparse_nn._checks import require
+from gossamer._arguments import typed
+from gossamer.sparse_nn._checks import require, require_floating
 from gossamer.sparse_nn.dispatch import checked_gates
 from gossamer.sparse_nn.route_plan import RoutePlan
 
@@ -16,6 +17,7 @@ __all__ = ["expert_mlp"]
 ACTIVATIONS = ("relu", "gelu", "swiglu")
 
 
+@typed
 def expert_mlp(
     x: Tensor,
     plan: RoutePlan,
@@ -78,6 +80,7 @@ def _check(x: Tensor, plan: RoutePlan, w_in: Tensor, w_out: Tensor, activation: 
     require(activation in ACTIVATIONS, "expert_mlp", "activation", "relu, gelu or swiglu", repr(activation))
     shape = tuple(x.shape)
     require(len(shape) == 2 and shape[0] == plan.num_tokens, "expert_mlp", "x", f"[{plan.num_tokens}, d]", shape)
+    require_floating(x, "expert_mlp", "x")
     for name, weight in (("w_in", w_in), ("w_out", w_out)):
         if weight.dtype != x.dtype:
             raise TypeError(f"expert_mlp: {name} must be {x.dtype} like x, got {weight.dtype}")

@@ -7,12 +7,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gossamer._arguments import typed
 from gossamer.sparse_nn._checks import require, require_ids
 from gossamer.sparse_nn.route_plan import range_errors
 
 __all__ = ["hash_gate"]
 
 
+@typed
 def hash_gate(
     x: Tensor, weight: Tensor, table: Tensor, token_ids: Tensor, *, scale: float = 1.0
 ) -> tuple[Tensor, Tensor]:

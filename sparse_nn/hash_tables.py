@@ -13,8 +13,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from gossamer._arguments import typed
 from gossamer._files import whole_or_not_at_all
-from gossamer.sparse_nn._checks import require, require_ids
+from gossamer.sparse_nn._checks import require, require_ids, require_num_experts
 from gossamer.sparse_nn._random import random_below, random_uniform
 
 __all__ = [
@@ -22,7 +23,10 @@ __all__ = [
     "multi_hash_table", "random_table", "save_table",
 ]  # fmt: skip
 
+MAX_ENTRIES = 1 << 40  # of a table: more than any memory holds, and no product of sizes overflows
 
+
+@typed
 def count_tokens(token_ids: Tensor | Iterable[Tensor], vocab_size: int) -> Tensor:
     """How often each id occurs: what ``balanced_table`` and ``dispersed_table`` are built from.
 
@@ -42,6 +46,7 @@ def count_tokens(token_ids: Tensor | Iterable[Tensor], vocab_size: int) -> Tenso
     return counts
 
 
+@typed
 def random_table(vocab_size: int, num_experts: int, k: int = 1, *, seed: int) -> Tensor:
     """table[v] = k different experts, every k-subset equally likely.
 
@@ -66,6 +71,7 @@ def random_table(vocab_size: int, num_experts: int, k: int = 1, *, seed: int) ->
     return table.int()
 
 
+@typed
 def balanced_table(token_counts: Tensor, num_experts: int, k: int = 1, *, seed: int) -> Tensor:
     """Tokens by falling count, each to the k experts with the least load so far.
 
@@ -98,6 +104,7 @@ def balanced_table(token_counts: Tensor, num_experts: int, k: int = 1, *, seed: 
     return table
 
 
+@typed
 def clustered_table(embeddings: Tensor, num_experts: int, *, seed: int, num_iterations: int = 20) -> Tensor:
     """table[v] = cluster of embedding v: similar tokens share an expert (k-means).
 
@@ -126,6 +133,7 @@ def clustered_table(embeddings: Tensor, num_experts: int, *, seed: int, num_iter
     return torch.cdist(points, centres).argmin(1, keepdim=True).int()
 
 
+@typed
 def dispersed_table(embeddings: Tensor, token_counts: Tensor, num_experts: int, *, seed: int) -> Tensor:
     """Similar tokens to different experts: each cluster is dealt over all experts, most frequent tokens first.
 
@@ -155,6 +163,7 @@ def dispersed_table(embeddings: Tensor, token_counts: Tensor, num_experts: int, 
     return table
 
 
+@typed
 def multi_hash_table(vocab_size: int, num_experts: int, num_hashes: int, *, seed: int) -> Tensor:
     """table[v, m] = m * num_experts + hash_m(v): one of num_experts slices for each of num_hashes segments.
 
@@ -171,6 +180,7 @@ def multi_hash_table(vocab_size: int, num_experts: int, num_hashes: int, *, seed
     return torch.cat(hashes, dim=1)
 
 
+@typed
 def save_table(path: str | os.PathLike, table: Tensor, num_experts: int) -> None:
     """Write a table with the sizes it is valid for; the file appears whole or not at all."""
     _check_table("save_table", table, num_experts)
@@ -178,6 +188,7 @@ def save_table(path: str | os.PathLike, table: Tensor, num_experts: int) -> None
         torch.save({"table": table.cpu(), "vocab_size": table.shape[0], "num_experts": num_experts}, file)
 
 
+@typed
 def load_table(path: str | os.PathLike, *, vocab_size: int, num_experts: int) -> Tensor:
     """Read a table; a table made for another vocabulary or number of experts is refused.
 
@@ -204,11 +215,14 @@ class LoadBalance:
         return f"max/mean {self.max_over_mean:.2f}, min/mean {self.min_over_mean:.2f}, CV {self.cv:.2f}"
 
 
+@typed
 def load_balance(table: Tensor, token_ids: Tensor, num_experts: int) -> LoadBalance:
     """How evenly a table spreads a stream of token ids over the experts; CV is std / mean."""
     require_ids(token_ids, "load_balance", "token_ids")
     _check_table("load_balance", table, num_experts)
     require(token_ids.numel() > 0, "load_balance", "token_ids", "at least one token", 0)
+    low, high = int(token_ids.min()), int(token_ids.max())
+    require(low >= 0 and high < len(table), "load_balance", "token_ids", f"in [0, {len(table)})", f"[{low}, {high}]")
     counts = table[token_ids.flatten()].flatten().bincount(minlength=num_experts)
     relative = counts.double() / counts.double().mean()
     return LoadBalance(counts, relative.max().item(), relative.min().item(), relative.std(correction=0).item())
@@ -238,13 +252,16 @@ def _deal(heap: list[tuple[float, int, int, int]], loads: list[float], k: int) -
 
 
 def _check_sizes(function: str, vocab_size: int, num_experts: int, k: int) -> None:
-    require(vocab_size >= 1, function, "vocab_size", "at least 1", vocab_size)
-    require(num_experts >= 1, function, "num_experts", "at least 1", num_experts)
+    require(1 <= vocab_size <= MAX_ENTRIES, function, "vocab_size", f"in [1, {MAX_ENTRIES}]", vocab_size)
+    require_num_experts(function, num_experts)
     require(1 <= k <= num_experts, function, "k", f"in [1, {num_experts}]", k)
+    require(k <= MAX_ENTRIES // vocab_size, function, "k", f"at most {MAX_ENTRIES} / vocab_size", k)
 
 
 def _check_table(function: str, table: Tensor, num_experts: int) -> None:
     require(table.dim() == 2 and table.numel() > 0, function, "table", "[vocab_size, k], not empty", tuple(table.shape))
+    if table.dtype is not torch.int16:
+        require_ids(table, function, "table")
     low, high = int(table.min()), int(table.max())
     require(low >= 0 and high < num_experts, function, "table", f"in [0, {num_experts})", f"[{low}, {high}]")
 

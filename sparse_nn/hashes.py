@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from gossamer._arguments import typed
 from gossamer.sparse_nn._checks import require, require_ids
 from gossamer.sparse_nn.route_plan import RoutePlan
 from gossamer.sparse_nn.routing import HashRouter, Routing, checked_token_ids
@@ -30,6 +31,7 @@ class ContextualHashRouter(HashRouter):
         bos_id: token that stands before the first, and behind the last for the oracle.
     """
 
+    @typed
     def __init__(self, context: str, table: Tensor, num_experts: int, *, bos_id: int = 0) -> None:
         require(context in CONTEXTS, "ContextualHashRouter", "context", f"one of {', '.join(CONTEXTS)}", repr(context))
         super().__init__(table, num_experts)
@@ -57,18 +59,21 @@ class ContextualHashRouter(HashRouter):
         return oracle_future_hash(self.table, token_ids, eos_id=self.bos_id)
 
 
+@typed
 def token_hash(table: Tensor, token_ids: Tensor) -> Tensor:
     """expert_ids[t] = table[x[t]]."""
     require_ids(token_ids, "token_hash", "token_ids")
     return table[token_ids]
 
 
+@typed
 def previous_token_hash(table: Tensor, token_ids: Tensor, *, bos_id: int) -> Tensor:
     """expert_ids[t] = table[x[t - 1]], with x[-1] = bos_id."""
     require_ids(token_ids, "previous_token_hash", "token_ids")
     return table[_shifted(token_ids, bos_id)]
 
 
+@typed
 def bigram_hash(token_ids: Tensor, num_experts: int, *, bos_id: int, prime: int = 1000003) -> Tensor:
     """expert_ids[t] = (x[t] + prime * x[t - 1]) mod num_experts, k = 1."""
     require_ids(token_ids, "bigram_hash", "token_ids")
@@ -77,6 +82,7 @@ def bigram_hash(token_ids: Tensor, num_experts: int, *, bos_id: int, prime: int 
     return (pair % num_experts).unsqueeze(-1).int()
 
 
+@typed
 def position_hash(token_ids: Tensor, num_experts: int) -> Tensor:
     """expert_ids[t] = t mod num_experts, k = 1: a sanity check that knows nothing of the token."""
     require_ids(token_ids, "position_hash", "token_ids")
@@ -84,6 +90,7 @@ def position_hash(token_ids: Tensor, num_experts: int) -> Tensor:
     return (position % num_experts).expand(token_ids.shape).unsqueeze(-1)
 
 
+@typed
 def oracle_future_hash(table: Tensor, token_ids: Tensor, *, eos_id: int) -> Tensor:
     """expert_ids[t] = table[x[t + 1]], with x[end] = eos_id.
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gossamer._arguments import typed
 from gossamer.sparse_nn._checks import require, require_tensor
 from gossamer.sparse_nn.decode_attention import decode_attention
 
@@ -31,6 +32,7 @@ class KVCache:
         device: where the cache lives.
     """
 
+    @typed
     def __init__(
         self,
         batch_size: int,
@@ -108,6 +110,7 @@ class PagedKVCache:
     Source: Kwon et al. 2023, Efficient Memory Management for Large Language Model Serving with PagedAttention.
     """
 
+    @typed
     def __init__(
         self,
         num_blocks: int,

@@ -5,9 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from gossamer._arguments import typed
+
 __all__ = ["balance_loss", "importance_loss", "load_balance_loss", "load_loss", "router_z_loss", "squared_cv"]
 
 
+@typed
 def load_balance_loss(probabilities: Tensor, expert_ids: Tensor) -> Tensor:
     """E * sum_e f_e P_e: f_e the share of routes that go to expert e, P_e its mean probability; 1 when balanced.
 
@@ -29,6 +32,7 @@ def balance_loss(load: Tensor, probability: Tensor) -> Tensor:
     return len(load) * (load * probability).sum()
 
 
+@typed
 def router_z_loss(logits: Tensor) -> Tensor:
     """mean over tokens of logsumexp(logits)^2.
 
@@ -37,6 +41,7 @@ def router_z_loss(logits: Tensor) -> Tensor:
     return torch.logsumexp(logits.float(), dim=-1).square().sum() / max(logits.shape[0], 1)
 
 
+@typed
 def importance_loss(gates: Tensor) -> Tensor:
     """CV^2 over experts of the summed gates [num_tokens, E] (zero where an expert was not chosen).
 
@@ -45,6 +50,7 @@ def importance_loss(gates: Tensor) -> Tensor:
     return squared_cv(gates.float().sum(0))
 
 
+@typed
 def load_loss(clean: Tensor, noisy: Tensor, noise_std: Tensor, k: int) -> Tensor:
     """CV^2 over experts of the expected load: the probability of each expert to be chosen if its noise were redrawn.
 

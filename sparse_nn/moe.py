@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from gossamer._arguments import typed
 from gossamer.sparse_nn._checks import require
 from gossamer.sparse_nn.expert_mlp import ACTIVATIONS, expert_mlp
 from gossamer.sparse_nn.route_plan import RoutePlan
@@ -30,6 +31,7 @@ class MoE(nn.Module):
     Source: Shazeer et al. 2017; shared experts of Dai et al. 2024, DeepSeekMoE, section 3.2.
     """
 
+    @typed
     def __init__(
         self,
         d_model: int,

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from gossamer._arguments import typed
 from gossamer.sparse_nn._checks import require
 from gossamer.sparse_nn.kv_cache import KVCache
 
@@ -35,6 +36,7 @@ class MultiQueryAttention(nn.Module):
     Source: Shazeer 2019, Fast Transformer Decoding, section 3; Ainslie et al. 2023, GQA; Su et al. 2021, RoFormer.
     """
 
+    @typed
     def __init__(
         self,
         d_model: int,
@@ -116,6 +118,7 @@ class MultiQueryAttention(nn.Module):
         return layer
 
 
+@typed
 def mean_pool_heads(weight: Tensor, num_heads: int, num_kv_heads: int) -> Tensor:
     """[num_heads * D, ...] -> [num_kv_heads * D, ...]: each new head is the mean of num_heads / num_kv_heads old ones.
 
@@ -128,6 +131,7 @@ def mean_pool_heads(weight: Tensor, num_heads: int, num_kv_heads: int) -> Tensor
     return heads.mean(1).flatten(0, 1)
 
 
+@typed
 def matched_d_ff(
     d_ff: int,
     old: tuple[int, int, int],

@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from gossamer.sparse_nn._checks import require, require_ids
+from gossamer._arguments import typed
+from gossamer.sparse_nn._checks import require, require_ids, require_num_experts
 
 __all__ = ["RoutePlan", "hash_plan"]
 
@@ -30,6 +31,7 @@ class RoutePlan:
     inverse: Tensor
 
     @classmethod
+    @typed
     def from_expert_ids(
         cls, expert_ids: Tensor, num_experts: int, *, capacity: int | None = None, first_choices_first: bool = False
     ) -> RoutePlan:
@@ -50,7 +52,7 @@ class RoutePlan:
         """
         require_ids(expert_ids, "RoutePlan", "expert_ids")
         require(expert_ids.dim() == 2, "RoutePlan", "expert_ids", "[num_tokens, k]", tuple(expert_ids.shape))
-        require(num_experts >= 1, "RoutePlan", "num_experts", "at least 1", num_experts)
+        require_num_experts("RoutePlan", num_experts)
         require(capacity is None or capacity >= 0, "RoutePlan", "capacity", "at least 0", capacity)
         limit = -1 if capacity is None else capacity
         routes = expert_ids.T if first_choices_first else expert_ids
@@ -110,6 +112,7 @@ class RoutePlan:
         return replace(self, **{name: getattr(self, name).to(device) for name in fields})
 
 
+@typed
 def hash_plan(table: Tensor, token_ids: Tensor, num_experts: int) -> RoutePlan:
     """The route plan of expert_ids[t] = table[token_ids[t]], looked up and sorted in one operator.
 
@@ -129,7 +132,7 @@ def hash_plan(table: Tensor, token_ids: Tensor, num_experts: int) -> RoutePlan:
     if table.dtype is not torch.int16:
         require_ids(table, "hash_plan", "table")
     require(table.dim() == 2, "hash_plan", "table", "[vocab_size, k]", tuple(table.shape))
-    require(num_experts >= 1, "hash_plan", "num_experts", "at least 1", num_experts)
+    require_num_experts("hash_plan", num_experts)
     ids = token_ids.flatten().long()
     with range_errors():
         return RoutePlan(*torch.ops.gossamer.hash_plan(table.contiguous(), ids, num_experts))

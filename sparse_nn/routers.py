@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from gossamer._arguments import typed
 from gossamer.sparse_nn._checks import require
 from gossamer.sparse_nn._random import uniform_of
 from gossamer.sparse_nn.assignment import balanced_assignment, sinkhorn
@@ -68,6 +69,7 @@ class TopKRouter(LearnedRouter):
     bias: Tensor | None
     counts: Tensor
 
+    @typed
     def __init__(
         self,
         d_model: int,
@@ -188,6 +190,7 @@ class WeightedHashRouter(LearnedRouter):
 
     table: Tensor
 
+    @typed
     def __init__(self, d_model: int, table: Tensor, num_experts: int, *, route_scale: float = 1.0) -> None:
         require(table.dim() == 2, "WeightedHashRouter", "table", "[vocab_size, k]", tuple(table.shape))
         super().__init__(d_model, num_experts, table.shape[1])
@@ -209,6 +212,7 @@ class ExpertChoiceRouter(LearnedRouter):
     Source: Zhou et al. 2022, Mixture-of-Experts with Expert Choice Routing, section 3.
     """
 
+    @typed
     def __init__(self, d_model: int, num_experts: int, *, capacity_factor: float = 2.0) -> None:
         super().__init__(d_model, num_experts, num_experts, capacity_factor=capacity_factor, min_capacity=1)
 
@@ -232,6 +236,7 @@ class BalancedAssignmentRouter(LearnedRouter):
     Source: Lewis et al. 2021, BASE Layers, section 3, and its public auction.
     """
 
+    @typed
     def __init__(self, d_model: int, num_experts: int) -> None:
         super().__init__(d_model, num_experts, 1)
         nn.init.orthogonal_(self.weight, gain=0.1)

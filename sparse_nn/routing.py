@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from gossamer._arguments import typed
 from gossamer.sparse_nn._checks import require, require_ids
 from gossamer.sparse_nn._random import random_uniform
 from gossamer.sparse_nn.route_plan import RoutePlan, hash_plan
@@ -44,6 +45,7 @@ class Router(nn.Module):
         min_capacity: least number of routes an expert keeps.
     """
 
+    @typed
     def __init__(
         self, num_experts: int, top_k: int, *, capacity_factor: float | None = None, min_capacity: int = 4
     ) -> None:
@@ -93,6 +95,7 @@ class HashRouter(Router):
 
     table: Tensor
 
+    @typed
     def __init__(self, table: Tensor, num_experts: int) -> None:
         require(table.dim() == 2, "HashRouter", "table", "[vocab_size, k]", tuple(table.shape))
         super().__init__(num_experts, table.shape[1])
@@ -123,6 +126,7 @@ class RandomRouter(Router):
 
     step: Tensor
 
+    @typed
     def __init__(self, num_experts: int, *, seed: int, per_batch: bool = True) -> None:
         super().__init__(num_experts, 1)
         self.seed, self.per_batch = seed, per_batch

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gossamer._arguments import typed
 from gossamer.sparse_nn._checks import require
 from gossamer.sparse_nn.route_plan import RoutePlan
 
@@ -33,6 +34,7 @@ class Gating:
     score_sums: Tensor | None
 
 
+@typed
 def top_k_gate(
     logits: Tensor,
     k: int,

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from gossamer._arguments import typed
 from gossamer._files import whole_or_not_at_all
 from gossamer.sparse_nn._checks import require, require_ids
 from gossamer.sparse_nn.generation import TransformerCache, generate
@@ -42,6 +43,7 @@ class SparseTransformer(nn.Module):
     Source: Roller et al. 2021, Hash Layers (experts); Shazeer 2019 (shared keys); Xiong et al. 2020 (norm first).
     """
 
+    @typed
     def __init__(self, config: SparseTransformerConfig, *, table: Tensor | None = None) -> None:
         super().__init__()
         self.config = config

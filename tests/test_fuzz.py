@@ -1,9 +1,8 @@
 """Damaged arguments of every public function: the process lives, the arguments stay as they were.
 
 Each case takes a valid call (samples.py) and damages up to three of its arguments. The call then gives a result, the
-same one twice, or raises; a valid call never raises. That a refusal is a ValueError or TypeError is not asked for here:
-None in place of a tensor ends as an AttributeError in some functions. GOSSAMER_FUZZ_CASES sets the number of cases per
-function (25; ``make fuzz`` runs 10 000 under sanitizers).
+same one twice, or a ValueError or TypeError; a valid call never raises. GOSSAMER_FUZZ_CASES sets the number of cases
+per function (25; ``make fuzz`` runs 10 000 under sanitizers).
 """
 
 from __future__ import annotations
@@ -99,8 +98,6 @@ def test_damaged_calls_are_answered_or_refused(name: str, seed: int, wounds: lis
         result = content(call(**arguments))
         torch.manual_seed(0)
         assert content(call(**arguments)) == result
-    except AssertionError:
-        raise
-    except Exception:
+    except (ValueError, TypeError):
         assert wounds, f"{name} refused a valid call"
     assert content(arguments) == before, f"{name} changed its arguments"
