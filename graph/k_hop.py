@@ -25,7 +25,7 @@ def k_hop(graph: CSR, max_hops: int, *, directed: bool = True, max_pairs: int = 
         graph: in-neighbours in CSR form, less than 2^31 nodes.
         max_hops: number of shells, at least 1.
         directed: follow edges from source to target only; False walks them both ways.
-        max_pairs: refuse to emit more pairs than this (4 bytes each); they are counted before anything is allocated.
+        max_pairs: refuse to emit more pairs than this (4 bytes each); they are counted before these are allocated.
 
     Returns:
         max_hops graphs with sorted rows; a shell may be empty. Their columns (int32) lie behind each other in one
@@ -38,20 +38,19 @@ def k_hop(graph: CSR, max_hops: int, *, directed: bool = True, max_pairs: int = 
     Source: Then et al. 2014, The More the Merrier: Efficient Multi-Source Graph Traversal (PVLDB 8:4).
     """
     graph, blocks = _prepare("k_hop", graph, max_hops, directed)
-    counts = torch.ops.gossamer.k_hop_count(graph.rowptr, graph.col, blocks, max_hops)
-    # The shells behind each other are one matrix of max_hops * num_nodes rows. The search appends to every row where
-    # starts[row + 1] says, and moves it along: afterwards these are the row pointers.
-    starts = counts.new_zeros(counts.numel() + 2, dtype=torch.int64)
-    torch.cumsum(counts.view(-1), 0, dtype=torch.int64, out=starts[2:])
-    bounds = starts[1 :: graph.num_nodes].tolist() if graph.num_nodes else [0] * (max_hops + 1)
-    if bounds[-1] > max_pairs:
+    # What the search finds in small blocks is kept, one byte per pair; larger ones are searched again to emit.
+    counts, kept = torch.ops.gossamer.k_hop_count(graph.rowptr, graph.col, blocks, max_hops, max_pairs)
+    rowptr = counts.new_zeros(max_hops, graph.num_nodes + 1, dtype=torch.int64)
+    torch.cumsum(counts, 1, dtype=torch.int64, out=rowptr[:, 1:])
+    sizes = rowptr[:, -1].tolist()
+    num_pairs = sum(sizes)
+    if num_pairs > max_pairs:
         raise ValueError(
-            f"k_hop: max_pairs must be at least {bounds[-1]}, the number of pairs within {max_hops} hops "
-            f"({4 * bounds[-1] / 2**30:.3g} GiB), got {max_pairs}"
+            f"k_hop: max_pairs must be at least {num_pairs}, the number of pairs within {max_hops} hops "
+            f"({4 * num_pairs / 2**30:.3g} GiB), got {max_pairs}"
         )
-    rowptr = starts[:-1]
-    col = torch.ops.gossamer.k_hop(graph.rowptr, graph.col, blocks, rowptr, bounds[-1])
-    return [_shell(graph.num_nodes, rowptr, col, k, bounds[k], bounds[k + 1]) for k in range(max_hops)]
+    col = torch.ops.gossamer.k_hop(graph.rowptr, graph.col, blocks, kept, rowptr, num_pairs)
+    return [CSR._trusted(*shell, graph.num_nodes) for shell in zip(rowptr, col.split(sizes))]
 
 
 @typed
@@ -70,7 +69,7 @@ def k_hop_count(graph: CSR, max_hops: int, *, directed: bool = True) -> Tensor:
         TypeError, ValueError: as k_hop.
     """
     graph, blocks = _prepare("k_hop_count", graph, max_hops, directed)
-    return torch.ops.gossamer.k_hop_count(graph.rowptr, graph.col, blocks, max_hops)
+    return torch.ops.gossamer.k_hop_count(graph.rowptr, graph.col, blocks, max_hops, 0)[0]
 
 
 @typed
@@ -90,10 +89,6 @@ def k_hop_pairs(
     nodes = torch.arange(graph.num_nodes, dtype=torch.int32, device=graph.rowptr.device)
     target = torch.cat([nodes.repeat_interleave(shell.in_degree()) for shell in shells])
     return torch.stack([torch.cat([shell.col for shell in shells]), target]), hops.repeat_interleave(sizes)
-
-
-def _shell(num_nodes: int, rowptr: Tensor, col: Tensor, k: int, begin: int, end: int) -> CSR:
-    return CSR._trusted(rowptr[k * num_nodes : (k + 1) * num_nodes + 1] - begin, col[begin:end], num_nodes)
 
 
 def _prepare(function: str, graph: CSR, max_hops: int, directed: bool) -> tuple[CSR, Tensor]:
@@ -124,10 +119,11 @@ def _(rowptr: Tensor, col: Tensor) -> Tensor:
 
 
 @torch.library.register_fake("gossamer::k_hop_count")
-def _(rowptr: Tensor, col: Tensor, blocks: Tensor, max_hops: int) -> Tensor:
-    return rowptr.new_empty(max_hops, rowptr.shape[0] - 1, dtype=torch.int32)
+def _(rowptr: Tensor, col: Tensor, blocks: Tensor, max_hops: int, max_kept: int) -> tuple[Tensor, Tensor]:
+    counts = rowptr.new_empty(max_hops, rowptr.shape[0] - 1, dtype=torch.int32)
+    return counts, rowptr.new_empty(torch.library.get_ctx().new_dynamic_size(), dtype=torch.uint8)
 
 
 @torch.library.register_fake("gossamer::k_hop")
-def _(rowptr: Tensor, col: Tensor, blocks: Tensor, shell_rowptr: Tensor, num_pairs: int) -> Tensor:
+def _(rowptr: Tensor, col: Tensor, blocks: Tensor, kept: Tensor, shell_rowptr: Tensor, num_pairs: int) -> Tensor:
     return rowptr.new_empty(num_pairs, dtype=torch.int32)

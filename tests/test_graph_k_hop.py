@@ -84,7 +84,7 @@ CASES = [
     pytest.param(islands(4608, extra=500), 3, id="a block that all threads share, in chunks as long as a pass"),
     pytest.param(islands(*[7] * 60), 3, id="many small blocks"),
     pytest.param(islands(300, extra=9000), 2, id="dense: a word is almost full"),
-    pytest.param(islands(128, 129, 2, 256, 257), 12, id="blocks at the edge of a narrow set"),
+    pytest.param(islands(128, 129, 2, 192, 193, 256, 257), 12, id="blocks at the edge of a narrow set"),
     pytest.param(islands(100, 200, extra=900), 4, id="narrow sets of many neighbours, almost full"),
 ]
 
@@ -160,6 +160,17 @@ def test_wrong_inputs(error, message, call):
         call()
 
 
+def test_cap_is_met_exactly_and_says_how_many_pairs_there_are():
+    graph = islands(60, 150, 300, 40)  # the last but one is searched twice, the others once
+    num_pairs = int(k_hop_count(graph, 4).sum())
+    shells = k_hop(graph, 4, max_pairs=num_pairs)
+    for shell, expected in zip(shells, reference.k_hop(graph.rowptr, graph.col, 4)):
+        assert torch.equal(torch.stack([shell._rows, shell.col.long()]), expected.nonzero().T)
+    for max_pairs in (num_pairs - 1, 100, 0):
+        with pytest.raises(ValueError, match=f"k_hop: max_pairs must be at least {num_pairs}, .* got {max_pairs}"):
+            k_hop(graph, 4, max_pairs=max_pairs)
+
+
 def test_operator_refuses_a_damaged_graph():
     rowptr, col = PATH.rowptr, PATH.col
     for damaged, message in [
@@ -174,10 +185,10 @@ def test_operator_refuses_a_damaged_graph():
 def test_operators_pass_opcheck():
     graph = islands(20, 30)
     blocks = torch.ops.gossamer.diagonal_blocks(graph.rowptr, graph.col)
-    counts = torch.ops.gossamer.k_hop_count(graph.rowptr, graph.col, blocks, 3)
-    starts = torch.nn.functional.pad(counts.view(-1).cumsum(0), (2, 0))[:-1]
-    arguments = (graph.rowptr, graph.col, blocks, starts, int(counts.sum()))
+    counts, kept = torch.ops.gossamer.k_hop_count(graph.rowptr, graph.col, blocks, 3, 10**6)
+    starts = torch.nn.functional.pad(counts.long().cumsum(1), (1, 0))
+    arguments = (graph.rowptr, graph.col, blocks, kept, starts, int(counts.sum()))
     assert blocks.tolist() == [0, 20, 50]
     torch.library.opcheck(torch.ops.gossamer.diagonal_blocks.default, (graph.rowptr, graph.col))
-    torch.library.opcheck(torch.ops.gossamer.k_hop_count.default, (graph.rowptr, graph.col, blocks, 3))
+    torch.library.opcheck(torch.ops.gossamer.k_hop_count.default, (graph.rowptr, graph.col, blocks, 3, 10**6))
     torch.library.opcheck(torch.ops.gossamer.k_hop.default, arguments)

@@ -47,6 +47,21 @@ inline uint32_t occupied_pieces(const uint64_t* words) {
 #endif
 }
 
+// places[b]: the places of the bits of a byte b, ascending, one byte each.
+struct BitsOfByte {
+  uint64_t places[256];
+};
+constexpr BitsOfByte kBitsOfByte = [] {
+  BitsOfByte table = {};
+  for (int byte = 0; byte < 256; ++byte) {
+    int num_bits = 0;
+    for (int bit = 0; bit < 8; ++bit) {
+      if (byte >> bit & 1) table.places[byte] |= static_cast<uint64_t>(bit) << (8 * num_bits++);
+    }
+  }
+  return table;
+}();
+
 // Writes base + i for every bit i of the piece, ascending; returns the end. What lies behind it, before `limit`, is
 // free.
 inline int32_t* emit_piece(Piece piece, int32_t base, int32_t* out, const int32_t* limit) {
@@ -62,6 +77,21 @@ inline int32_t* emit_piece(Piece piece, int32_t base, int32_t* out, const int32_
   }
   return out + count;
 #else
+#if GOSSAMER_VECTOR_BYTES == 32
+  // Eight bits a step, however many are set: from so many bits on that costs less than a step per bit.
+  constexpr int kDenseBits = 8;
+  int32_t* const end = out + __builtin_popcountll(piece);
+  if (end - out >= kDenseBits && end + 8 <= limit) {
+    for (; piece != 0; piece >>= 8, base += 8) {
+      const uint8_t byte = piece & 255;
+      const __m128i places = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(kBitsOfByte.places + byte));
+      const __m256i ids = _mm256_add_epi32(_mm256_cvtepu8_epi32(places), _mm256_set1_epi32(base));
+      _mm256_storeu_si256(reinterpret_cast<__m256i*>(out), ids);
+      out += __builtin_popcount(byte);
+    }
+    return end;
+  }
+#endif
   for (; piece != 0; piece &= piece - 1) *out++ = base + __builtin_ctzll(piece);
   return out;
 #endif
@@ -80,16 +110,36 @@ void start_search(const Search<index_t>& search, int64_t begin, int64_t end) {
   std::memcpy(search.frontier + first, search.visited + first, (end - begin) * kSetWords * sizeof(uint64_t));
 }
 
+// The sources in the frontiers of the neighbours of v.
+template <typename index_t>
+inline SourceSet<kSetWords> reached_from(const Search<index_t>& search, int64_t v) {
+  SourceSet<kSetWords> set = {};
+  for (int64_t e = search.rowptr[v]; e < search.rowptr[v + 1]; ++e) {
+    set.join(search.frontier + (search.col[e] - search.first_node) * kSetWords);
+  }
+  return set;
+}
+
+// The same for the first level, where only a source is in its own frontier: none has to be read.
+template <typename index_t>
+inline SourceSet<kSetWords> sources_beside(const Search<index_t>& search, int64_t v) {
+  uint64_t words[kSetWords] = {};
+  for (int64_t e = search.rowptr[v]; e < search.rowptr[v + 1]; ++e) {
+    const uint64_t bit = search.col[e] - search.first_source;
+    if (bit < static_cast<uint64_t>(search.num_sources)) words[bit / 64] |= uint64_t(1) << (bit % 64);
+  }
+  SourceSet<kSetWords> set = {};
+  set.join(words);
+  return set;
+}
+
 // One level for nodes in [begin, end); calls found(node, words) with the sources that reach the node for the first
 // time. Returns whether there were any.
 template <typename index_t, typename Found>
-inline bool advance(const Search<index_t>& search, int64_t begin, int64_t end, const Found& found) {
+inline bool advance(const Search<index_t>& search, int64_t hop, int64_t begin, int64_t end, const Found& found) {
   bool any = false;
   for (int64_t v = begin; v < end; ++v) {
-    SourceSet<kSetWords> set = {};
-    for (int64_t e = search.rowptr[v]; e < search.rowptr[v + 1]; ++e) {
-      set.join(search.frontier + (search.col[e] - search.first_node) * kSetWords);
-    }
+    SourceSet<kSetWords> set = hop == 0 ? sources_beside(search, v) : reached_from(search, v);
     uint64_t* visited = search.visited + (v - search.first_node) * kSetWords;
     uint64_t* fresh = search.fresh + (v - search.first_node) * kSetWords;
     set.remove(visited);
@@ -103,8 +153,8 @@ inline bool advance(const Search<index_t>& search, int64_t begin, int64_t end, c
 
 // counts[v] += number of sources found at v.
 template <typename index_t>
-bool count_level(const Search<index_t>& search, int32_t* counts, int64_t begin, int64_t end) {
-  return advance(search, begin, end, [counts](int64_t v, const uint64_t* fresh) {
+bool count_level(const Search<index_t>& search, int64_t hop, int32_t* counts, int64_t begin, int64_t end) {
+  return advance(search, hop, begin, end, [counts](int64_t v, const uint64_t* fresh) {
     int64_t found = 0;
     for (int w = 0; w < kSetWords; ++w) found += __builtin_popcountll(fresh[w]);
     counts[v] += static_cast<int32_t>(found);
@@ -112,19 +162,20 @@ bool count_level(const Search<index_t>& search, int32_t* counts, int64_t begin, 
   });
 }
 
-// Appends the sources found at v to row v, whose end so far is ends[v]. The pieces that hold any are listed first, a
-// tile of nodes at a time, so that no branch has to guess how many pieces a node has.
+// Appends the sources found at v to row v, whose end so far is ends[v] and at last col[starts[v + 1]]. The pieces that
+// hold any are listed first, a tile of nodes at a time, so that no branch has to guess how many pieces a node has.
 template <typename index_t>
-bool emit_level(const Search<index_t>& search, int64_t* ends, int32_t* col, int64_t begin, int64_t end) {
+bool emit_level(const Search<index_t>& search, int64_t hop, int64_t* ends, const int64_t* starts, int32_t* col,
+                int64_t begin, int64_t end) {
   constexpr int64_t kTileNodes = 64;
   int32_t pieces[kTileNodes * kSetPieces + kPieceSources];
   // Where one pass covers the block, one thread writes its rows in order: it may write over the rows still to come.
   const bool in_order = search.num_sources == search.num_nodes;
-  const int32_t* last_row = in_order ? col + ends[end - 1] : nullptr;
+  const int32_t* last_row = col + starts[end];
   bool any = false;
   for (int64_t tile = begin; tile < end; tile += kTileNodes) {
     int32_t* last = pieces;
-    any |= advance(search, tile, std::min(tile + kTileNodes, end), [&](int64_t v, const uint64_t* fresh) {
+    any |= advance(search, hop, tile, std::min(tile + kTileNodes, end), [&](int64_t v, const uint64_t* fresh) {
       const uint32_t occupied = occupied_pieces(fresh);
       for (int i = 0; i < kSetPieces; i += kPieceSources) {
         last = emit_piece(static_cast<Piece>(occupied >> i), static_cast<int32_t>((v - tile) * kSetPieces + i), last,
@@ -138,26 +189,49 @@ bool emit_level(const Search<index_t>& search, int64_t* ends, int32_t* col, int6
       std::memcpy(&piece, fresh + *p * sizeof(Piece), sizeof(Piece));
       const int64_t v = tile + *p / kSetPieces;
       const int64_t source = search.first_source + *p % kSetPieces * kPieceSources;
-      ends[v] = emit_piece(piece, static_cast<int32_t>(source), col + ends[v], last_row) - col;
+      const int32_t* limit = in_order ? last_row : col + starts[v + 1];
+      ends[v] = emit_piece(piece, static_cast<int32_t>(source), col + ends[v], limit) - col;
     }
   }
   return any;
 }
 
-// The whole search of a block of at most 64 * kWords nodes, in sets of kWords words. Nodes have few neighbours and many
-// levels: the first kNear of them are laid out once, filled up with the node itself (which adds nothing, as it has
-// visited all that is in its frontier), so that no branch has to guess a degree at every level.
-// Calls found(hop, node of the block, words).
-template <int kWords, typename index_t, typename Found>
-inline void search_narrow(const Search<index_t>& search, int64_t max_hops, const Found& found) {
+// Appends the ids of words, one byte each: bases[i] + j for every bit j of words[i], ascending; returns the end. Most
+// words of a sparse set have kSure bits or less: so many are written without asking how many there are, and what lies
+// behind the end is free.
+inline uint8_t* append_ids(const uint64_t* __restrict words, const uint8_t* __restrict bases, int64_t num_words,
+                           uint8_t* __restrict out) {
+  constexpr int kSure = 6;
+  for (int64_t i = 0; i < num_words; ++i) {
+    uint64_t word = words[i];
+    const int base = bases[i];
+    uint8_t* const end = out + __builtin_popcountll(word);
+    for (int j = 0; j < kSure; ++j) {
+      *out++ = static_cast<uint8_t>(base + (word ? __builtin_ctzll(word) : 64));  // one instruction: tzcnt
+      word &= word - 1;
+    }
+    for (; word != 0; word &= word - 1) *out++ = static_cast<uint8_t>(base + __builtin_ctzll(word));
+    out = end;
+  }
+  return out;
+}
+
+// The whole search of a block of at most 64 * kUsed nodes, in sets of kWords words of which kUsed have nodes. Nodes
+// have few neighbours and many levels: the first kNear of them are laid out once, filled up with the node itself (which
+// adds nothing, as it has visited all that is in its frontier), so that no branch has to guess a degree at every level.
+template <int kWords, int kUsed, typename index_t>
+inline uint8_t* search_narrow(const Search<index_t>& search, int64_t max_hops, int32_t* counts, int64_t stride,
+                              uint8_t* kept) {
   constexpr int kNear = 4;
   const int64_t num_nodes = search.num_nodes, size = num_nodes * kWords;
   const int64_t* rowptr = search.rowptr + search.first_node;
   const auto offset = [&](int64_t e) { return static_cast<int32_t>((search.col[e] - search.first_node) * kWords); };
   int32_t near[64 * kWords * kNear];
-  uint64_t* visited = search.visited;
-  uint64_t* frontier = visited + size;
-  uint64_t* fresh = frontier + size;
+  uint64_t visited[64 * kWords * kWords], sets[2][64 * kWords * kWords];
+  uint64_t occupied[64 * kWords * kWords + kWords];
+  uint8_t bases[64 * kWords * kWords + kWords];
+  uint64_t* frontier = sets[0];
+  uint64_t* fresh = sets[1];
   std::memset(visited, 0, size * sizeof(uint64_t));
   for (int64_t v = 0; v < num_nodes; ++v) {
     for (int64_t j = 0; j < kNear; ++j) {
@@ -167,72 +241,48 @@ inline void search_narrow(const Search<index_t>& search, int64_t max_hops, const
     visited[v * kWords + v / 64] = uint64_t(1) << (v % 64);
   }
   std::memcpy(frontier, visited, size * sizeof(uint64_t));
+  counts += search.first_node;
   bool any = true;
   for (int64_t hop = 0; hop < max_hops && any; ++hop) {
     any = false;
+    int64_t num_occupied = 0;
     for (int64_t v = 0; v < num_nodes; ++v) {
       SourceSet<kWords> set = {};
       for (int j = 0; j < kNear; ++j) set.join(frontier + near[v * kNear + j]);
       for (int64_t e = rowptr[v] + kNear; e < rowptr[v + 1]; ++e) set.join(frontier + offset(e));
       set.remove(visited + v * kWords);
-      set.store(fresh + v * kWords);
+      uint64_t* const words = fresh + v * kWords;
+      set.store(words);
       set.join(visited + v * kWords);
       set.store(visited + v * kWords);
-      any |= found(hop, v, fresh + v * kWords);
+      int32_t found = 0;
+      for (int64_t w = 0; w < kUsed; ++w) {
+        found += __builtin_popcountll(words[w]);
+        occupied[num_occupied] = words[w];
+        bases[num_occupied] = static_cast<uint8_t>(64 * w);
+        num_occupied += words[w] != 0;
+      }
+      counts[hop * stride + v] = found;
     }
+    any = num_occupied != 0;
+    if (kept != nullptr) kept = append_ids(occupied, bases, num_occupied, kept);
     std::swap(frontier, fresh);
   }
+  return kept;
 }
 
-// counts [max_hops, stride] of a block of at most kNarrowSources nodes.
+// Searches a block of at most kNarrowSources nodes once: counts [max_hops, stride] of its nodes and, where `kept` is
+// not null, what was found behind each other: hop by hop, row by row, one byte per source, from the first node of the
+// block on. Returns the end; what lies up to kNarrowSources bytes behind it is free.
 template <typename index_t>
-void count_narrow(const Search<index_t>& search, int64_t max_hops, int32_t* counts, int64_t stride) {
-  counts += search.first_node;
-  const auto run = [&](auto width) {
-    constexpr int kWords = decltype(width)::value;
-    search_narrow<kWords>(search, max_hops, [&](int64_t hop, int64_t v, const uint64_t* words) {
-      int64_t found = 0;
-      for (int w = 0; w < kWords; ++w) found += __builtin_popcountll(words[w]);
-      counts[hop * stride + v] = static_cast<int32_t>(found);
-      return found != 0;
-    });
-  };
-  search.num_nodes <= 128 ? run(std::integral_constant<int, 2>{}) : run(std::integral_constant<int, 4>{});
+uint8_t* keep_narrow(const Search<index_t>& search, int64_t max_hops, int32_t* counts, int64_t stride, uint8_t* kept) {
+  if (search.num_nodes <= 64) return search_narrow<1, 1>(search, max_hops, counts, stride, kept);
+  if (search.num_nodes <= 128) return search_narrow<2, 2>(search, max_hops, counts, stride, kept);
+  if (search.num_nodes <= 192) return search_narrow<4, 3>(search, max_hops, counts, stride, kept);
+  return search_narrow<4, 4>(search, max_hops, counts, stride, kept);
 }
 
-// Writes base + i for every bit i of the word, ascending; returns the end. Most words of a sparse set have kSure bits
-// or less: so many are written without asking how many there are, where they fit before `limit`.
-inline int32_t* emit_sparse(uint64_t word, int32_t base, int32_t* out, const int32_t* limit) {
-  constexpr int kSure = 4;
-  int32_t* const end = out + __builtin_popcountll(word);
-  const bool fits = out + kSure <= limit;
-  for (int i = 0; fits && i < kSure; ++i) {
-    *out++ = base + (word ? __builtin_ctzll(word) : 64);
-    word &= word - 1;
-  }
-  for (; word != 0; word &= word - 1) *out++ = base + __builtin_ctzll(word);
-  return end;
-}
-
-// Writes the sources of every row of a block of at most kNarrowSources nodes at ends [max_hops, stride], which move to
-// the ends of the rows. The rows of a hop lie behind each other: all but the last may be written over the next.
-template <typename index_t>
-void emit_narrow(const Search<index_t>& search, int64_t max_hops, int64_t* ends, int64_t stride, int32_t* col) {
-  ends += search.first_node;
-  const int64_t num_words = (search.num_nodes + 63) / 64;
-  const int32_t* limit = nullptr;
-  const auto run = [&](auto width) {
-    search_narrow<decltype(width)::value>(search, max_hops, [&](int64_t hop, int64_t v, const uint64_t* words) {
-      int64_t* row = ends + hop * stride;
-      if (v == 0) limit = col + row[search.num_nodes - 1];
-      int32_t* out = col + row[v];
-      for (int64_t w = 0; w < num_words; ++w) {
-        out = emit_sparse(words[w], static_cast<int32_t>(search.first_node + 64 * w), out, limit);
-      }
-      const bool any = col + row[v] != out;
-      row[v] = out - col;
-      return any;
-    });
-  };
-  search.num_nodes <= 128 ? run(std::integral_constant<int, 2>{}) : run(std::integral_constant<int, 4>{});
+// out[i] = first_node + kept[i]
+inline void widen_ids(const uint8_t* kept, int64_t num_ids, int32_t first_node, int32_t* out) {
+  for (int64_t i = 0; i < num_ids; ++i) out[i] = first_node + kept[i];
 }

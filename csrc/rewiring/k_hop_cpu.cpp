@@ -7,6 +7,7 @@
 #include <atomic>
 #include <cstdlib>
 #include <memory>
+#include <tuple>
 #include <utility>
 #include <vector>
 
@@ -42,6 +43,35 @@ class Sets {
   std::unique_ptr<uint64_t, decltype(&std::free)> words_;
 };
 
+template <typename index_t>
+Search<index_t> block_of(Search<index_t> graph, int64_t first, int64_t last) {
+  graph.first_node = first;
+  graph.num_nodes = last - first;
+  return graph;
+}
+
+// Bytes in order of writing, room for more of them asked for ahead.
+class Bytes {
+ public:
+  // The end of what was written, with room for num_bytes more.
+  uint8_t* reserve(int64_t num_bytes) {
+    if (size_ + num_bytes > capacity_) {
+      capacity_ = 2 * (size_ + num_bytes);
+      auto larger = std::make_unique_for_overwrite<uint8_t[]>(capacity_);
+      std::copy_n(data_.get(), size_, larger.get());
+      data_ = std::move(larger);
+    }
+    return data_.get() + size_;
+  }
+  void extend_to(const uint8_t* end) { size_ = end - data_.get(); }
+  const uint8_t* data() const { return data_.get(); }
+  int64_t size() const { return size_; }
+
+ private:
+  std::unique_ptr<uint8_t[]> data_;
+  int64_t size_ = 0, capacity_ = 0;
+};
+
 // Runs the passes of one block. `start(search)` and `level(search, hop)` work on all its nodes; the second returns
 // whether the level found anything.
 template <typename index_t, typename Start, typename Level>
@@ -54,30 +84,20 @@ void search_block(Search<index_t>& search, int64_t max_hops, const Start& start,
   }
 }
 
-// Searches every block: small ones side by side, one thread each; in large ones all threads share the nodes of a level.
-// `level(search, hop, begin, end)` advances the nodes in [begin, end); `narrow(search)` does all of the search of a
-// block of few nodes. Where one register holds a whole set of 512 sources, narrow sets would save nothing.
-template <typename index_t, typename Level, typename Narrow>
-void search_blocks(const Tensor& rowptr, const Tensor& col, const Tensor& blocks, int64_t max_hops, const Level& level,
-                   const Narrow& narrow) {
-  const int64_t narrow_nodes = current_isa() < Isa::kAvx512 ? kNarrowSources : 0;
+// Searches every block of more than kNarrowSources nodes: small ones side by side, one thread each; in large ones all
+// threads share the nodes of a level. `level(search, hop, begin, end)` advances the nodes in [begin, end).
+template <typename index_t, typename Level>
+void search_wide_blocks(const Search<index_t>& graph, const Tensor& blocks, int64_t max_hops, const Level& level) {
   const int64_t* bounds = blocks.const_data_ptr<int64_t>();
   const int64_t num_blocks = blocks.size(0) - 1;
   const auto start = GOSSAMER_SELECT_ISA(start_search<index_t>);
-  const Search<index_t> graph{rowptr.const_data_ptr<int64_t>(), col.const_data_ptr<index_t>()};
   torch::stable::parallel_for(0, num_blocks, kGrainBlocks, [&](int64_t begin, int64_t end) {
-    const Sets sets(kSmallBlockNodes);
     for (int64_t b = begin; b < end; ++b) {
       const int64_t first = bounds[b], last = bounds[b + 1];
-      if (last - first > kSmallBlockNodes) continue;
-      Search<index_t> search = graph;
-      search.first_node = first;
-      search.num_nodes = last - first;
+      if (last - first <= kNarrowSources || last - first > kSmallBlockNodes) continue;
+      const Sets sets(last - first);
+      Search<index_t> search = block_of(graph, first, last);
       sets.bind(search);
-      if (last - first <= narrow_nodes) {
-        narrow(search);
-        continue;
-      }
       search_block(
           search, max_hops, [&](const auto& s) { start(s, first, last); },
           [&](const auto& s, int64_t hop) { return level(s, hop, first, last); });
@@ -87,9 +107,7 @@ void search_blocks(const Tensor& rowptr, const Tensor& col, const Tensor& blocks
     const int64_t first = bounds[b], last = bounds[b + 1];
     if (last - first <= kSmallBlockNodes) continue;
     const Sets sets(last - first);
-    Search<index_t> search = graph;
-    search.first_node = first;
-    search.num_nodes = last - first;
+    Search<index_t> search = block_of(graph, first, last);
     sets.bind(search);
     const auto start_all = [&](const auto& s) {
       torch::stable::parallel_for(first, last, kGrainNodes, [&](int64_t begin, int64_t end) { start(s, begin, end); });
@@ -167,47 +185,119 @@ Tensor diagonal_blocks_cpu(const Tensor& rowptr, const Tensor& col) {
   return blocks;
 }
 
-Tensor k_hop_count_cpu(const Tensor& rowptr, const Tensor& col, const Tensor& blocks, int64_t max_hops) {
+// Searches every block of at most kNarrowSources nodes, side by side, and returns what keep_narrow keeps of them, block
+// after block: all of it where that is at most max_kept bytes.
+template <typename index_t>
+Tensor search_narrow_blocks(const Search<index_t>& graph, const Tensor& blocks, int64_t max_hops, Tensor& counts,
+                            int64_t max_kept) {
+  const int64_t* bounds = blocks.const_data_ptr<int64_t>();
+  const int64_t num_blocks = blocks.size(0) - 1, num_nodes = counts.size(1);
+  const auto keep = GOSSAMER_SELECT_ISA(keep_narrow<index_t>);
+  int32_t* data = counts.mutable_data_ptr<int32_t>();
+  std::vector<Bytes> pieces(num_blocks);  // a piece per range of blocks, at the place of its first block
+  std::atomic<int64_t> num_kept = 0;
+  torch::stable::parallel_for(0, num_blocks, kGrainBlocks, [&](int64_t begin, int64_t end) {
+    Bytes& piece = pieces[begin];
+    for (int64_t b = begin; b < end; ++b) {
+      const int64_t first = bounds[b], num_block_nodes = bounds[b + 1] - first;
+      if (num_block_nodes > kNarrowSources) continue;
+      const auto search = block_of(graph, first, bounds[b + 1]);
+      if (num_kept >= max_kept) {
+        keep(search, max_hops, data, num_nodes, nullptr);
+        continue;
+      }
+      const int64_t size = piece.size();
+      piece.extend_to(keep(search, max_hops, data, num_nodes, piece.reserve((num_block_nodes + 1) * kNarrowSources)));
+      num_kept += piece.size() - size;
+    }
+  });
+  if (num_kept > max_kept) num_kept = 0;
+  Tensor kept = torch::stable::new_empty(counts, {num_kept.load()}, ScalarType::Byte);
+  uint8_t* out = kept.mutable_data_ptr<uint8_t>();
+  for (const Bytes& piece : pieces) {
+    if (num_kept > 0) out = std::copy_n(piece.data(), piece.size(), out);
+  }
+  return kept;
+}
+
+std::tuple<Tensor, Tensor> k_hop_count_cpu(const Tensor& rowptr, const Tensor& col, const Tensor& blocks,
+                                           int64_t max_hops, int64_t max_kept) {
   check_graph(rowptr, col, "k_hop_count");
   const int64_t num_nodes = rowptr.size(0) - 1;
   Tensor counts = torch::stable::new_zeros(rowptr, {max_hops, num_nodes}, ScalarType::Int);
-  int32_t* data = counts.mutable_data_ptr<int32_t>();
+  Tensor kept;
   dispatch_index(col, [&](auto index) {
     using index_t = decltype(index);
+    const Search<index_t> graph{rowptr.const_data_ptr<int64_t>(), col.const_data_ptr<index_t>()};
+    kept = search_narrow_blocks(graph, blocks, max_hops, counts, max_kept);
     const auto count = GOSSAMER_SELECT_ISA(count_level<index_t>);
-    const auto level = [=](const auto& search, int64_t hop, int64_t begin, int64_t end) {
-      return count(search, data + hop * num_nodes, begin, end);
-    };
-    const auto count_all = GOSSAMER_SELECT_ISA(count_narrow<index_t>);
-    search_blocks<index_t>(rowptr, col, blocks, max_hops, level,
-                           [=](const auto& search) { count_all(search, max_hops, data, num_nodes); });
+    int32_t* data = counts.mutable_data_ptr<int32_t>();
+    search_wide_blocks(graph, blocks, max_hops, [=](const auto& search, int64_t hop, int64_t begin, int64_t end) {
+      return count(search, hop, data + hop * num_nodes, begin, end);
+    });
   });
-  return counts;
+  return {counts, kept};
 }
 
-// The sources at distance k from node i, in row (k - 1) * num_nodes + i of one matrix [max_hops * num_nodes,
-// num_pairs]: its columns. Slot r + 1 of its row pointers comes in as the start of row r; appending sources moves it to
-// the end of row r, where row pointers have it.
-Tensor k_hop_cpu(const Tensor& rowptr, const Tensor& col, const Tensor& blocks, Tensor shell_rowptr,
-                 int64_t num_pairs) {
+// Writes the kept pairs of narrow blocks to where their rows begin, starts [max_hops, num_nodes].
+void emit_kept(const Tensor& kept, const Tensor& blocks, const Tensor& shell_rowptr, const std::vector<int64_t>& bases,
+               int32_t* pairs) {
+  const int64_t* bounds = blocks.const_data_ptr<int64_t>();
+  const int64_t num_blocks = blocks.size(0) - 1, max_hops = shell_rowptr.size(0), num_rows = shell_rowptr.size(1);
+  const int64_t* starts = shell_rowptr.const_data_ptr<int64_t>();
+  const auto size = [&](int64_t b, int64_t hop) {
+    return starts[hop * num_rows + bounds[b + 1]] - starts[hop * num_rows + bounds[b]];
+  };
+  std::vector<int64_t> places(num_blocks + 1, 0);  // where the kept pairs of every block begin
+  for (int64_t b = 0; b < num_blocks; ++b) {
+    places[b + 1] = places[b];
+    if (bounds[b + 1] - bounds[b] > kNarrowSources) continue;
+    for (int64_t hop = 0; hop < max_hops; ++hop) places[b + 1] += size(b, hop);
+  }
+  GOSSAMER_CHECK(places.back() == kept.numel(), "k_hop: kept must be what k_hop_count kept, ", places.back(),
+                 " pairs, got ", kept.numel());
+  const auto widen = GOSSAMER_SELECT_ISA(widen_ids);
+  torch::stable::parallel_for(0, num_blocks, kGrainBlocks, [&](int64_t begin, int64_t end) {
+    for (int64_t b = begin; b < end; ++b) {
+      if (places[b + 1] == places[b]) continue;
+      const uint8_t* ids = kept.const_data_ptr<uint8_t>() + places[b];
+      for (int64_t hop = 0; hop < max_hops; ++hop) {
+        widen(ids, size(b, hop), static_cast<int32_t>(bounds[b]),
+              pairs + bases[hop] + starts[hop * num_rows + bounds[b]]);
+        ids += size(b, hop);
+      }
+    }
+  });
+}
+
+// The sources at distance k from node i, in row i of shell k: columns of all shells behind each other.
+//   kept from k_hop_count; shell_rowptr [max_hops, num_nodes + 1], every shell from 0 on
+Tensor k_hop_cpu(const Tensor& rowptr, const Tensor& col, const Tensor& blocks, const Tensor& kept,
+                 const Tensor& shell_rowptr, int64_t num_pairs) {
   check_graph(rowptr, col, "k_hop");
-  GOSSAMER_CHECK_TENSOR(shell_rowptr, 1, "k_hop");
+  GOSSAMER_CHECK_TENSOR(shell_rowptr, 2, "k_hop");
   Tensor shell_col = torch::stable::new_empty(rowptr, {num_pairs}, ScalarType::Int);
-  const int64_t num_nodes = rowptr.size(0) - 1;
   if (num_pairs == 0) return shell_col;
-  const int64_t max_hops = (shell_rowptr.size(0) - 1) / num_nodes;
+  const int64_t num_nodes = rowptr.size(0) - 1, max_hops = shell_rowptr.size(0);
   prefer_huge_pages(shell_col, num_pairs * sizeof(int32_t));
-  int64_t* ends = shell_rowptr.mutable_data_ptr<int64_t>() + 1;
+  const int64_t* starts = shell_rowptr.const_data_ptr<int64_t>();
+  std::vector<int64_t> bases(max_hops + 1, 0);
+  for (int64_t hop = 0; hop < max_hops; ++hop) {
+    bases[hop + 1] = bases[hop] + starts[hop * (num_nodes + 1) + num_nodes];
+  }
+  GOSSAMER_CHECK(bases.back() == num_pairs, "k_hop: num_pairs must be ", bases.back(), ", got ", num_pairs);
   int32_t* pairs = shell_col.mutable_data_ptr<int32_t>();
+  emit_kept(kept, blocks, shell_rowptr, bases, pairs);
+  if (kept.numel() == num_pairs) return shell_col;
+  std::vector<int64_t> ends(starts, starts + shell_rowptr.numel());  // of the rows so far, within their shell
   dispatch_index(col, [&](auto index) {
     using index_t = decltype(index);
+    const Search<index_t> graph{rowptr.const_data_ptr<int64_t>(), col.const_data_ptr<index_t>()};
     const auto emit = GOSSAMER_SELECT_ISA(emit_level<index_t>);
-    const auto level = [&](const auto& search, int64_t hop, int64_t begin, int64_t end) {
-      return emit(search, ends + hop * num_nodes, pairs, begin, end);
-    };
-    const auto emit_all = GOSSAMER_SELECT_ISA(emit_narrow<index_t>);
-    search_blocks<index_t>(rowptr, col, blocks, max_hops, level,
-                           [=](const auto& search) { emit_all(search, max_hops, ends, num_nodes, pairs); });
+    search_wide_blocks(graph, blocks, max_hops, [&](const auto& search, int64_t hop, int64_t begin, int64_t end) {
+      const int64_t shell = hop * (num_nodes + 1);
+      return emit(search, hop, ends.data() + shell, starts + shell, pairs + bases[hop], begin, end);
+    });
   });
   return shell_col;
 }
