@@ -1,22 +1,24 @@
 """k-hop rewiring against scipy, networkx and the way the DRew paper's code does it.
 
-The ratios to the paper's way fall short of 225 and 300 where its dense products run faster than on the machine that the
-goals come from (1.6 to 2.1 s for K=10, 4.3 to 5.6 s for K=20). Processor time, one thread, on a busy machine, hence
-provisional: the paper's way 1.29 s and 2.57 s (the lesser of two runs), ours 7.8 ms and 13.0 ms (medians), so about 165
-and 198. Counting, which is the search itself, takes 2.2 and 3.5 ms of that, and k_hop searches twice, once to count and
-once to emit; what is left beyond both searches writes 1.04 and 2.07 million columns. 225 would take 5.7 ms for K=10 and
-300 would take 8.6 ms for K=20.
+The ratios to the paper's way move with the speed of its dense products: 1.6 to 2.1 s for K=10 and 4.3 to 5.6 s for K=20
+on the machine that the goals come from, 0.96 and 2.0 s on one with AVX-512 (where 225 and 300 would take 4.3 and
+6.8 ms), 3.2 s for K=10 on one with AVX2. The bars in milliseconds move with the machine alike.
 
-In use below AVX-512 for blocks of at most 256 nodes: sets of 128 or 256 bits instead of 512, the first four neighbours
-of every node laid out once, and words written four sources at a time without asking how many there are. Processor time
-of the same 200 graphs for K=10 and K=20, two cores shared with other work, so that only their order says something:
+Blocks of at most 256 nodes are searched once, in sets of 64, 128 or 256 bits; what is found is kept, one byte per pair,
+and widened to columns when the row pointers are known. Larger blocks are searched twice, in sets of 512 bits. Processor
+time for the 200 graphs, K=10 and K=20, AVX2, two cores shared with other work, so that only their order says something:
 
-    sets of 512 bits, occupied words listed first    count 4.7 and 9.7 ms, emit 11.8 and 26.1 ms
-    narrow sets, two sources of a word unasked       count 3.1 and 5.0 ms, emit 10.0 and 18.3 ms
-    narrow sets, four sources of a word unasked      count 2.3 and 5.1 ms, emit  7.7 and 17.4 ms (in use)
+    two searches, sets of 512 bits                             count 4.7 and 9.7 ms, emit 11.8 and 26.1 ms
+    two searches, narrow sets, two sources of a word unasked   count 3.1 and 5.0 ms, emit 10.0 and 18.3 ms
+    two searches, narrow sets, four unasked                    count 2.3 and 5.1 ms, emit  7.7 and 17.4 ms
+    one search, occupied words listed, four unasked            count and keep 6.4 and 13.5 ms, widen 0.3 and 1.4 ms
+    the same, words of a set known when compiled, six unasked  count and keep 4.0 and  8.0 ms, widen alike (in use)
+    the same, four ids put together in a register              count and keep 3.9 and  8.0 ms
+    the same, one branchless step per source                   count and keep 6.8 and 11.8 ms
+    the same, words of more than four from a table by bytes    count and keep 4.8 and  9.6 ms
 
-Writing is the rest: 3.5 sources a row and hop, in two or three words. Not tried: one search that counts and keeps its
-sets for the writing; it would store 10 to 20 MB to save the second search, which is the cheaper part.
+Of the 4.0 ms the search and its counts are 2.0; the rest writes 1.05 M ids out of 377 000 words of 2.8 bits. Beside
+them: 0.5 ms to find the blocks, 0.5 ms for 303 000 row pointers.
 """
 
 from __future__ import annotations
