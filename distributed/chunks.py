@@ -3,7 +3,8 @@
 Within an epoch the chunks pass a stage one after another. An aggregation of chunk c reads its neighbours from a
 buffer of all rows, in which the chunks that came before hold current rows and the others historical ones. In the
 backward pass, which runs in the reverse order, it pulls the gradient of its rows from a buffer of all output
-gradients; what the chunks that have not come yet hold there, and what a chunk leaves, is a rule of cross_gradient.
+gradients; whether the chunks that have not come yet hold any there, and what a chunk leaves, is a rule of
+cross_gradient.
 
 Where several ways share the stage, the rows of a chunk that other ways read travel to them before the aggregation, and
 overlap with the aggregation of the interior rows. In the backward pass every way sends what its rows contribute to
@@ -27,6 +28,7 @@ from gossamer.distributed.channel import Channel
 from gossamer.distributed.cross_gradient import CrossChunkGradient, cross_chunk_gradient
 from gossamer.distributed.history import HistoryKeeper, HistoryPolicy
 from gossamer.distributed.layout import Part
+from gossamer.distributed.pulls import Pulled, PullOrder
 from gossamer.distributed.sites import Extremum, Linear, Rows, Site
 from gossamer.graph import CSR
 from gossamer.graph.aggregate import propagation
@@ -64,6 +66,7 @@ class ChunkedGraph:
         self.graph, self.bounds, self.node_ids = self.part.graph, self.part.bounds, self.part.node_ids
         self._position = {chunk: chunk for chunk in range(self.num_chunks)}
         self.keeper = HistoryKeeper(self.part, self.channel, self.history, self.shells or [self.graph])
+        self._pull_order = PullOrder(self.part)
 
     @property
     def num_chunks(self) -> int:
@@ -74,17 +77,16 @@ class ChunkedGraph:
         self.step = epoch
         self._position = {chunk: position for position, chunk in enumerate(order)}
         self.keeper.begin_epoch(epoch, order, self.sites)
+        self._pull_order.begin_epoch(order)
 
     def end_epoch(self) -> None:
-        """Take the snapshots that are due; keep or forget the gradients."""
+        """Take the snapshots that are due, and make the gradients of this epoch the last ones where they are kept."""
         if self.num_chunks == 1:
             return
         self.keeper.end_epoch(self.sites)
         for site in self.sites:
             if site.last_gradients is not None:
                 site.gradients.copy_(site.last_gradients)
-            elif not self.gradient.keeps_last:
-                site.gradients.zero_()
 
     def num_reads(self) -> tuple[int, list[int]]:
         """Rows that chunks read from others in this epoch: current, and historical by the chunk they are of."""
@@ -113,6 +115,10 @@ class ChunkedGraph:
             return _no_wait
         leaving = [x[ids] for ids in self.part.send_ids[chunk]]
         return self.channel.swap(leaving, [rows[a:b] for a, b in pairwise(self.part.halo_bounds[chunk])])
+
+    def pulled(self, graph: CSR) -> Pulled:
+        """The edges along which chunks pull gradients: all where those of the last epoch are in the buffers."""
+        return Pulled(graph) if self.gradient.keeps_last or self.num_chunks == 1 else self._pull_order.pulled(graph)
 
     def site(self, index: int, like: Tensor) -> Site:
         """The buffers of the stage's aggregation number ``index``, made at its first use with zero history."""
@@ -315,17 +321,15 @@ class ChunkView(_View):
     def pull(self, site: Site, kind: Linear | Extremum) -> Tensor:
         """Gradient of this chunk's rows from the output gradients that are in the buffer, of all ways."""
         chunked = self._chunked
-        graph, transposed = self._graph, self._graph.transpose()
+        graph, pulled = self._graph, chunked.pulled(self._graph)
         if chunked.part.is_whole:
-            return kind.backward(graph, site, Rows.of(transposed, self.begin, self.end))
+            return kind.backward(graph, site, pulled, self.begin, self.end)
         cells, send_ids = chunked.part.halo_bounds[self._chunk], chunked.part.send_ids[self._chunk]
         empty = site.gradients[:0]
-        leaving = [
-            kind.backward(graph, site, Rows.of(transposed, a, b)) if a < b else empty for a, b in pairwise(cells)
-        ]
+        leaving = [kind.backward(graph, site, pulled, a, b) if a < b else empty for a, b in pairwise(cells)]
         arriving = [empty.new_empty(len(ids), *empty.shape[1:]) for ids in send_ids]
         wait = chunked.channel.swap(leaving, arriving)
-        grad_x = kind.backward(graph, site, Rows.of(transposed, self.begin, self.end))
+        grad_x = kind.backward(graph, site, pulled, self.begin, self.end)
         wait()
         for ids, rows in zip(send_ids, arriving):
             grad_x.index_add_(0, ids, rows)

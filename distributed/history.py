@@ -182,12 +182,8 @@ class HistoryKeeper:
     @cached_property
     def _reads(self) -> Tensor:
         """[num_chunks, num_chunks]: how many rows of the second the first reads."""
-        num_chunks, device = self._part.num_chunks, self._part.node_ids.device
-        own = [b - a for a, b in pairwise(self._part.bounds)]
-        remote = [cells[-1] - cells[0] for cells in self._part.halo_bounds]
-        sizes = torch.tensor(own + remote, device=device)
-        chunk = torch.arange(num_chunks, device=device).repeat(2).repeat_interleave(sizes)
-        counts = torch.zeros(num_chunks**2, dtype=torch.int64, device=device)
+        num_chunks, chunk = self._part.num_chunks, self._part.chunk
+        counts = chunk.new_zeros(num_chunks**2)
         for graph in self._graphs:
             pairs = (chunk[graph._rows] * len(chunk) + graph.col.long()).unique()
             cells = (pairs // len(chunk)) * num_chunks + chunk[pairs % len(chunk)]

@@ -8,6 +8,8 @@ before the boundary, and after them its halo: the nodes of other ways that it re
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -45,6 +47,14 @@ class Part:
     @property
     def num_chunks(self) -> int:
         return len(self.bounds) - 1
+
+    @cached_property
+    def chunk(self) -> Tensor:
+        """[own nodes and halo], int64: the chunk that each belongs to, in its own way."""
+        sizes = [b - a for a, b in pairwise(self.bounds)] + [cells[-1] - cells[0] for cells in self.halo_bounds]
+        device = self.node_ids.device
+        chunks = torch.arange(self.num_chunks, device=device).repeat(2)
+        return chunks.repeat_interleave(torch.tensor(sizes, device=device))
 
     @property
     def is_whole(self) -> bool:

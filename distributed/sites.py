@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from gossamer.distributed.history import Snapshot
+from gossamer.distributed.pulls import Pulled
 from gossamer.graph import CSR
 from gossamer.graph.aggregate import Propagation
 
@@ -32,7 +33,7 @@ class Site:
 
 
 class Rows(NamedTuple):
-    """The rows [begin, end) of a CSR, as the operators take them."""
+    """The rows [begin, end) of a graph, as the operators take them."""
 
     rowptr: Tensor
     col: Tensor
@@ -40,7 +41,7 @@ class Rows(NamedTuple):
     end: int
 
     @classmethod
-    def of(cls, graph: CSR, begin: int, end: int) -> Rows:
+    def of(cls, graph: CSR | Pulled, begin: int, end: int) -> Rows:
         return cls(graph.rowptr[begin : end + 1], graph.col, begin, end)
 
 
@@ -56,13 +57,13 @@ class Linear(NamedTuple):
     def infer(self, x: Tensor, rows: Rows, residual: Tensor | None) -> Tensor:
         return self._apply(x, rows, self.p, None, residual)
 
-    def backward(self, graph: CSR, site: Site, rows: Rows) -> Tensor:
+    def backward(self, graph: CSR, site: Site, pulled: Pulled, begin: int, end: int) -> Tensor:
         """Halo rows get no self loop: it is a message of the way that owns them."""
-        num_own = len(site.gradients)
+        num_own, rows = len(site.gradients), Rows.of(pulled, begin, end)
         col_scale = None if self.p.row_scale is None else self.p.row_scale[:num_own]
         transposed = Propagation(self.p.weight, self.p.col_scale, col_scale, self.p.self_loops and rows.end <= num_own)
-        positions = None if self.p.weight is None else graph._transpose_positions
-        return self._apply(site.gradients, rows, transposed, positions, None)
+        edge_ids = None if self.p.weight is None else pulled.edge_ids
+        return self._apply(site.gradients, rows, transposed, edge_ids, None)
 
     def _apply(self, x: Tensor, rows: Rows, p: Propagation, edge_ids: Tensor | None, residual: Tensor | None) -> Tensor:
         row_scale = None if p.row_scale is None else p.row_scale[rows.begin : rows.end]
@@ -93,8 +94,9 @@ class Extremum(NamedTuple):
     def _winners(self, x: Tensor, rows: Rows) -> tuple[Tensor, Tensor]:
         return torch.ops.gossamer.extremum(x, rows.rowptr, rows.col, self.weight, self.minimum, None, None, None)
 
-    def backward(self, graph: CSR, site: Site, rows: Rows) -> Tensor:
+    def backward(self, graph: CSR, site: Site, pulled: Pulled, begin: int, end: int) -> Tensor:
+        rows = Rows.of(pulled, begin, end)
         return torch.ops.gossamer.extremum_backward(
             site.gradients, site.args, graph.rowptr[: len(site.gradients) + 1], self.weight, rows.rowptr, rows.col,
-            graph._transpose_positions,
+            pulled.edge_ids,
         )  # fmt: skip
