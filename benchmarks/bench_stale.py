@@ -20,7 +20,7 @@ from gossamer.distributed.schedule import Action, Costs, Kind, Schedule
 
 import harness
 from pipeline_job import Spec, build, load, watch_gradients
-from stale_training import accuracy, best, complete, epochs_to_target
+from stale_training import EXPERIMENTS, accuracy, best, complete, epochs_to_target
 
 CAPABILITY = "Stale training (GNNPipe)"
 STALE = Spec(dataset="blocks", num_layers=8, hidden=16, dropout=0.0)
@@ -151,59 +151,26 @@ def epochs_ratio(name: str, variant: str) -> harness.Figure:
 REMEDIED, PUBLISHED = "stale, remedied", "stale, as published"
 
 
-@harness.goal(CAPABILITY, "Cora, 5 seeds: full graph minus stale as published", at_most=0.3, unit="points", slow=True)
-def cora_published() -> harness.Figure:
-    return accuracy_lost("cora", PUBLISHED)
+def register_comparison(name: str, variant: str) -> None:
+    """Two slow goals: accuracy and epochs to target of a variant on one data set against the full graph."""
+
+    def lost() -> harness.Figure:
+        return accuracy_lost(name, variant)
+
+    def epochs() -> harness.Figure:
+        return epochs_ratio(name, variant)
+
+    title, suffix = EXPERIMENTS[name].title, variant.removeprefix("stale, ").replace("as ", "")
+    lost.__name__, epochs.__name__ = f"{name}_{suffix}", f"{name}_{suffix}_epochs"
+    claim = f"{title}, 5 seeds: full graph minus {variant}"
+    harness.goal(CAPABILITY, claim, at_most=0.3, unit="points", slow=True)(lost)
+    claim = f"{title}, 5 seeds: epochs to target, {variant} over full graph"
+    harness.goal(CAPABILITY, claim, at_most=1.1, slow=True)(epochs)
 
 
-@harness.goal(
-    CAPABILITY, "Cora, 5 seeds: full graph minus stale with the remedies", at_most=0.3, unit="points", slow=True
-)
-def cora_remedied() -> harness.Figure:
-    return accuracy_lost("cora", REMEDIED)
-
-
-@harness.goal(CAPABILITY, "Cora: epochs to target, stale with the remedies over full graph", at_most=1.1, slow=True)
-def cora_epochs() -> harness.Figure:
-    return epochs_ratio("cora", REMEDIED)
-
-
-@harness.goal(
-    CAPABILITY, "CiteSeer, 5 seeds: full graph minus stale as published", at_most=0.3, unit="points", slow=True
-)
-def citeseer_published() -> harness.Figure:
-    return accuracy_lost("citeseer", PUBLISHED)
-
-
-@harness.goal(
-    CAPABILITY, "CiteSeer, 5 seeds: full graph minus stale with the remedies", at_most=0.3, unit="points", slow=True
-)
-def citeseer_remedied() -> harness.Figure:
-    return accuracy_lost("citeseer", REMEDIED)
-
-
-@harness.goal(CAPABILITY, "CiteSeer: epochs to target, stale with the remedies over full graph", at_most=1.1, slow=True)
-def citeseer_epochs() -> harness.Figure:
-    return epochs_ratio("citeseer", REMEDIED)
-
-
-@harness.goal(
-    CAPABILITY, "squirrel, 5 seeds: full graph minus stale as published", at_most=0.3, unit="points", slow=True
-)
-def squirrel_published() -> harness.Figure:
-    return accuracy_lost("squirrel", PUBLISHED)
-
-
-@harness.goal(
-    CAPABILITY, "squirrel, 5 seeds: full graph minus stale with the remedies", at_most=0.3, unit="points", slow=True
-)
-def squirrel_remedied() -> harness.Figure:
-    return accuracy_lost("squirrel", REMEDIED)
-
-
-@harness.goal(CAPABILITY, "squirrel: epochs to target, stale with the remedies over full graph", at_most=1.1, slow=True)
-def squirrel_epochs() -> harness.Figure:
-    return epochs_ratio("squirrel", REMEDIED)
+for data in ("cora", "citeseer", "squirrel"):
+    for each in (PUBLISHED, REMEDIED):
+        register_comparison(data, each)
 
 
 @harness.goal(CAPABILITY, "Cora, 3 seeds: accuracy lost with history in int8", at_most=0.3, unit="points", slow=True)
