@@ -6,11 +6,7 @@ hold the engine's counters, in runs with processes, to the same closed forms.
 
 from __future__ import annotations
 
-import json
-import tempfile
-from dataclasses import asdict, replace
-from pathlib import Path
-from typing import Any
+from dataclasses import replace
 
 import torch
 
@@ -20,7 +16,7 @@ from gossamer.graph import CSR, halo, partition
 
 import harness
 from graphs import block_graph
-from pipeline_job import Spec, largest_error, launched, load, run_job
+from pipeline_job import Spec, largest_error, launched, launched_job, load
 
 CAPABILITY = "Graph parallelism, hybrid and planner"
 SMALL = Spec(scale=11, num_edges=24_000, num_layers=8, hidden=32, epochs=4)
@@ -121,7 +117,7 @@ def planner_choice() -> harness.Figure:
     """
     worst, details = 0.0, []
     for num_workers in (2, 4):
-        for result in run_planner_job(num_workers):
+        for result in launched_job("planner_job.py", PLANNED, num_workers):
             allowed = [kind for kind in result["kinds"] if kind["allowed"]]
             chosen = next(kind for kind in allowed if kind["chosen"])
             if chosen["kind"] == "pipeline" and result["num_layers"] < result["break_even"]:
@@ -134,14 +130,6 @@ def planner_choice() -> harness.Figure:
             )
             details.append(choice if of_all == ratio else f"{choice} ({of_all:.3f} of a refused plan)")
     return harness.Figure(worst, "CPU time; " + "; ".join(details))
-
-
-def run_planner_job(num_workers: int) -> list[dict[str, Any]]:
-    """What planner_job.py writes with so many workers."""
-    with tempfile.TemporaryDirectory() as folder:
-        path, spec = f"{folder}/spec.json", replace(PLANNED, output=f"{folder}/result.json")
-        Path(path).write_text(json.dumps(asdict(spec)))
-        return run_job("planner_job.py", path, spec.output, num_workers)
 
 
 # GNNPipe's logs of 32-layer models on eight GPUs (GiB per epoch): nodes, hidden width, states, logged bytes.

@@ -7,22 +7,18 @@ nodes, not edges.
 
 from __future__ import annotations
 
-import json
 import statistics
-import tempfile
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 import paper_gnnpipe
 from reproduce_scale import last_digits
 
-from gossamer import distributed
 from gossamer.distributed import Calibration, Cluster, Link, ScaleJob, simulate_scale
 
 import harness
-from pipeline_job import Spec, launched
+from pipeline_job import Spec, launched, launched_job
 
 CAPABILITY = "Scale"
 MACHINE = Cluster(4, Link(1e10), Link(1e10))
@@ -78,13 +74,7 @@ def processes() -> list[tuple[int, dict[str, Any]]]:
     """(workers, what scale_job.py says of one way to use them), for 2 and 4 workers."""
     found = []
     for num_workers in (2, 4):
-        with tempfile.TemporaryDirectory() as folder:
-            path, spec = Path(folder, "spec.json"), replace(HERE, output=f"{folder}/result.json")
-            path.write_text(json.dumps(asdict(spec)))
-            script = str(Path(__file__).with_name("scale_job.py"))
-            if (code := distributed.launch(script, [str(path)], num_workers=num_workers)) != 0:
-                raise RuntimeError(f"{num_workers} workers ended with exit code {code}")
-            found += [(num_workers, result) for result in json.loads(Path(spec.output).read_text())]
+        found += [(num_workers, result) for result in launched_job("scale_job.py", HERE, num_workers)]
     return found
 
 

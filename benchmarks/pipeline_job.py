@@ -10,7 +10,7 @@ import os
 import subprocess
 import sys
 import tempfile
-import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -44,7 +44,6 @@ class Spec:
     seed: int = 0
     gradients: bool = False
     double: bool = False
-    trace: bool = False
     config: dict[str, Any] = field(default_factory=dict)
     output: str = ""
 
@@ -90,7 +89,6 @@ def build(spec: Spec, num_features: int, num_classes: int) -> torch.nn.Module:
 
 def run(spec: Spec) -> dict[str, Any]:
     """Train and return losses, seconds, bytes and evaluations."""
-    torch.set_num_threads(1)
     device = distributed.init_distributed("cpu")
     structure, data, num_classes = load(spec)
     model = build(spec, data["features"].shape[1], num_classes)
@@ -98,19 +96,16 @@ def run(spec: Spec) -> dict[str, Any]:
         model, data["features"] = model.double(), data["features"].double()
     engine = distributed.initialize(model, structure, **data, config=spec.config, device=device)
     gradients = watch_gradients(engine) if spec.gradients else {}
-    reports, evaluations, traces = [], [], []
+    reports, evaluations = [], []
     before = start_of_peak()
     for _ in range(spec.epochs):
         reports.append(engine.train_epoch())
-        if spec.trace:
-            traces.append(traced(engine))
         if spec.evaluate_every and engine.epoch % spec.evaluate_every == 0:
             evaluations.append(asdict(engine.evaluate()) | {"epoch": engine.epoch})
     peak = of_all_workers(peak_memory())
     if spec.gradients:
         torch.save(gradients, f"{spec.output}.{engine.rank}.pt")
     return {
-        "rank": engine.rank,
         "losses": [report.loss for report in reports],
         "seconds": [report.seconds for report in reports],
         "counters": engine.counters.as_dict(),
@@ -122,33 +117,7 @@ def run(spec: Spec) -> dict[str, Any]:
         "num_nodes": structure.num_nodes,
         "num_edges": structure.num_edges,
         "backend": type(engine._worker.backend).__name__,
-        "traces": traces,
     }
-
-
-def traced(engine: distributed.PipelineEngine) -> dict[str, float]:
-    """Bubble of the last epoch, and what share of its transfers the workers did not wait for.
-
-    All transfers take as long as messages of the same size that the first two workers exchange with nothing else to do.
-    """
-    timeline = engine.timeline()
-    num_messages = 2 * (engine.num_stages - 1) * engine.num_chunks
-    message = torch.zeros(engine.counters.layer_level // num_messages, dtype=torch.uint8)
-    alone = []
-    for _ in range(10):
-        start = time.perf_counter()
-        ping(message)
-        alone.append((time.perf_counter() - start) / 2)
-    return {"bubble": timeline.bubble, "hidden": 1 - timeline.exposed / (num_messages * min(alone[1:]))}
-
-
-def ping(message: torch.Tensor) -> None:
-    """To the other of the first two workers, and back."""
-    rank = torch.distributed.get_rank()
-    if rank < 2:
-        first, second = torch.distributed.send, torch.distributed.recv
-        for transfer in (first, second) if rank == 0 else (second, first):
-            transfer(message, 1 - rank)
 
 
 def start_of_peak() -> int:
@@ -214,6 +183,14 @@ def run_job(script: str, argument: str, output: str, num_workers: int) -> Any:
     return json.loads(Path(output).read_text())
 
 
+def launched_job(script: str, spec: Spec, num_workers: int) -> Any:
+    """As ``run_job``, for a script that takes a spec and writes to its ``output``."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "spec.json")
+        path.write_text(json.dumps(asdict(replace(spec, output=f"{folder}/result.json"))))
+        return run_job(script, str(path), f"{folder}/result.json", num_workers)
+
+
 def launched(spec: Spec, num_workers: int) -> dict[str, Any]:
     """Run a spec in processes of its own, through the deepspeed launcher where there are several."""
     with tempfile.TemporaryDirectory() as folder:
@@ -235,14 +212,17 @@ def launched(spec: Spec, num_workers: int) -> dict[str, Any]:
         return result
 
 
-def main() -> None:
+def write_result(measure: Callable[[Spec], Any]) -> None:
+    """The main of a job, on every worker: measure what the spec says, with one thread; worker 0 writes it down."""
     with open(sys.argv[1]) as file:
         spec = Spec(**json.load(file))
-    result = run(spec)
-    if result["rank"] == 0:
+    torch.set_num_threads(1)
+    result = measure(spec)
+    if not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0:
         with open(spec.output, "w") as file:
             json.dump(result, file)
+    distributed.leave_distributed()
 
 
 if __name__ == "__main__":
-    main()
+    write_result(run)

@@ -5,9 +5,7 @@ python benchmarks/planner_job.py SPEC.json        (under the deepspeed launcher)
 
 from __future__ import annotations
 
-import json
 import statistics
-import sys
 import time
 from collections import defaultdict
 from dataclasses import replace
@@ -20,7 +18,7 @@ from gossamer.distributed import gnnpipe, simulate
 from gossamer.distributed.planner import Candidate
 from gossamer.distributed.schedule import Costs, Kind
 
-from pipeline_job import Spec, build, load
+from pipeline_job import Spec, build, load, write_result
 
 DEPTHS = (2, 4, 8, 16, 32, 64)
 ROUNDS = 4
@@ -91,18 +89,11 @@ def measure(spec: Spec, calibration: distributed.Calibration) -> dict[str, Any]:
     return {"num_layers": spec.num_layers, "break_even": plan.break_even, "kinds": kinds}
 
 
-def main() -> None:
-    with open(sys.argv[1]) as file:
-        spec = Spec(**json.load(file))
-    torch.set_num_threads(1)
+def measure_depths(spec: Spec) -> list[dict[str, Any]]:
     distributed.init_distributed("cpu")
     calibration = distributed.calibrate(load(spec)[0], spec.hidden)
-    results = [measure(replace(spec, num_layers=depth), calibration) for depth in DEPTHS]
-    if torch.distributed.get_rank() == 0:
-        with open(spec.output, "w") as file:
-            json.dump(results, file)
-    distributed.leave_distributed()
+    return [measure(replace(spec, num_layers=depth), calibration) for depth in DEPTHS]
 
 
 if __name__ == "__main__":
-    main()
+    write_result(measure_depths)

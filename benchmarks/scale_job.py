@@ -5,9 +5,7 @@ python benchmarks/scale_job.py SPEC.json        (under the deepspeed launcher)
 
 from __future__ import annotations
 
-import json
 import statistics
-import sys
 from typing import Any
 
 import torch
@@ -18,7 +16,7 @@ from gossamer.distributed import Calibration, Cluster, Link, ScaleJob, simulate_
 from gossamer.distributed.layout import spread
 from gossamer.graph import CSR, halo
 
-from pipeline_job import Spec, build, load
+from pipeline_job import Spec, build, load, write_result
 
 ROUNDS = 5
 
@@ -36,9 +34,11 @@ def job_of(spec: Spec, structure: CSR, model: nn.Module, num_chunks: int, calibr
     )  # fmt: skip
 
 
-def measure(spec: Spec, calibration: Calibration) -> list[dict[str, Any]]:
+def measure(spec: Spec) -> list[dict[str, Any]]:
     """Bytes and the median epoch of every number of ways, in turns, beside what the simulator says."""
+    distributed.init_distributed("cpu")
     structure, data, num_classes = load(spec)
+    calibration = distributed.calibrate(structure, spec.hidden)
     num_workers = torch.distributed.get_world_size()
     link = Link(1 / calibration.byte, calibration.latency)
     cluster = Cluster(num_workers, link, link, overlap=False, max_busy=calibration.num_cores)
@@ -66,17 +66,5 @@ def measure(spec: Spec, calibration: Calibration) -> list[dict[str, Any]]:
     ]
 
 
-def main() -> None:
-    with open(sys.argv[1]) as file:
-        spec = Spec(**json.load(file))
-    torch.set_num_threads(1)
-    distributed.init_distributed("cpu")
-    results = measure(spec, distributed.calibrate(load(spec)[0], spec.hidden))
-    if torch.distributed.get_rank() == 0:
-        with open(spec.output, "w") as file:
-            json.dump(results, file)
-    distributed.leave_distributed()
-
-
 if __name__ == "__main__":
-    main()
+    write_result(measure)
