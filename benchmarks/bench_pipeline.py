@@ -137,6 +137,12 @@ def two_processes_speed() -> harness.Figure:
     A chunk costs a call of every layer beside its rows, and fewer chunks a longer bubble: the ideal is 2 K / (K + 1).
     What two processes that do not know of each other lose when both train alone is the bound that the machine sets
     (they share memory and caches); it is measured in the same run. Needs two idle cores.
+
+    CPU seconds of one epoch of all layers on an AVX2 processor, 4.4 on the full graph: 5.6 with 8 and 5.9 with 16
+    chunks before pulls left out edges to chunks that are not there, 4.7 to 5.4 and 5.2 since. 2BP takes 5.5 with 8
+    chunks (3 % more, as much as its shorter bubble gives back). Memory allocation is not what is left: an epoch has few
+    page faults, and neither a heap that is never given back nor huge pages change it. Copying history to where chunks
+    read it takes 0.12.
     """
     found, chunks = in_turns(), planned_chunks()
     names = {"pipeline": "pipeline", "chunks": f"alone, {chunks} chunks", "whole": "alone, full graph"}

@@ -14,15 +14,18 @@ import torch
 import torch.distributed as dist
 
 from gossamer import distributed
+from gossamer.graph import CSR
 
 from pipeline_job import Spec, build, load, write_result
 
-ROUNDS = 4
+ROUNDS = 2
+
+Problem = tuple[CSR, dict[str, Any], int]  # what ``load`` returns
 
 
-def engine_of(spec: Spec, num_chunks: int) -> distributed.PipelineEngine:
+def engine_of(spec: Spec, problem: Problem, num_chunks: int) -> distributed.PipelineEngine:
     """Of one process before ``init_distributed`` and of both workers after it."""
-    structure, data, num_classes = load(spec)
+    structure, data, num_classes = problem
     model = build(spec, data["features"].shape[1], num_classes)
     return distributed.initialize(model, structure, **data, config={"gossamer": {"num_chunks": num_chunks}})
 
@@ -79,10 +82,10 @@ def ping(message: torch.Tensor) -> None:
 
 def measure(spec: Spec) -> dict[str, Any]:
     """The engines of one process are made before the workers know of each other."""
-    num_chunks = spec.config["gossamer"]["num_chunks"]
-    alone = {"chunks": engine_of(spec, num_chunks), "whole": engine_of(spec, 1)}
+    num_chunks, problem = spec.config["gossamer"]["num_chunks"], load(spec)
+    alone = {"chunks": engine_of(spec, problem, num_chunks), "whole": engine_of(spec, problem, 1)}
     distributed.init_distributed("cpu")
-    return in_turns(engine_of(spec, num_chunks), alone)
+    return in_turns(engine_of(spec, problem, num_chunks), alone)
 
 
 if __name__ == "__main__":
