@@ -25,49 +25,59 @@ struct PushState {
 template <typename index_t>
 class ForwardPush {
  public:
-  ForwardPush(const int64_t* rowptr, const index_t* col, std::vector<int64_t> type_end, double alpha, double eps,
+  ForwardPush(const int64_t* rowptr, const index_t* col, const std::vector<int64_t>& type_end, double alpha, double eps,
               bool is_symmetric)
       : rowptr_(rowptr),
         col_(col),
-        type_end_(std::move(type_end)),
-        num_edges_(rowptr[type_end_.back()]),
+        num_edges_(rowptr[type_end.back()]),
         alpha_(static_cast<float>(alpha)),
         eps_(eps),
         is_symmetric_(is_symmetric),
         // Zeroed by the system page by page, when a page is first met: a call with few seeds stays cheap.
-        states_(static_cast<PushState*>(std::calloc(std::max<int64_t>(type_end_.back(), 1), sizeof(PushState))),
-                &std::free) {
+        states_(static_cast<PushState*>(std::calloc(std::max<int64_t>(type_end.back(), 1), sizeof(PushState))),
+                &std::free),
+        top_(type_end) {
     if (!states_) throw std::bad_alloc();
   }
 
   void run(int64_t seed, const TopOutput& out) {
-    num_pushed_ = 0;
+    num_pushed_ = num_met_ = num_queued_ = 0;
+    make_room(1);
     add(seed, 1);
-    for (size_t head = 0; head < queue_.size(); ++head) push(queue_[head]);
-    queue_.clear();
+    for (int64_t head = 0; head < num_queued_; ++head) push(queue_[head]);
     rank();
     if (is_symmetric_) {
-      write_top(ranked_, type_end_, out, [this](ScoredNode& entry) { return receive(entry); });
+      top_.write(ranked_, out, [this](ScoredNode& entry) { return receive(entry); });
     } else {
-      write_top(ranked_, type_end_, out, NoRescore{});
+      top_.write(ranked_, out, NoRescore{});
     }
-    for (const int64_t u : met_) states_.get()[u].residual = states_.get()[u].estimate = 0;
-    met_.clear();
+    for (int64_t i = 0; i < num_met_; ++i) {
+      PushState& state = states_.get()[met_[i]];
+      state.residual = state.estimate = 0;
+    }
   }
 
  private:
+  // Free of branches that depend on the walks: whether a node is new, and whether it holds enough, are coin flips.
   void add(int64_t u, float amount) {
     PushState& state = states_.get()[u];
     if (state.threshold == 0) {
       state.threshold =
           static_cast<float>(eps_ * static_cast<double>(std::max<int64_t>(rowptr_[u + 1] - rowptr_[u], 1)));
     }
-    if (state.residual == 0 && state.estimate == 0) met_.push_back(u);
+    met_[num_met_] = u;
+    num_met_ += (state.residual == 0) & (state.estimate == 0);
     state.residual += amount;
-    if (state.residual >= state.threshold && !state.queued) {
-      state.queued = 1;
-      queue_.push_back(u);
-    }
+    const uint32_t full = (state.residual >= state.threshold) & (state.queued == 0);
+    queue_[num_queued_] = u;
+    num_queued_ += full;
+    state.queued |= full;
+  }
+
+  // Of met_ and queue_, for so many nodes more.
+  void make_room(int64_t size) {
+    if (std::ssize(met_) < num_met_ + size) met_.resize(2 * (num_met_ + size));
+    if (std::ssize(queue_) < num_queued_ + size) queue_.resize(2 * (num_queued_ + size));
   }
 
   void push(int64_t u) {
@@ -81,6 +91,7 @@ class ForwardPush {
     const float share = (1 - alpha_) * residual / static_cast<float>(end - begin);
     if (share == 0) return;  // alpha rounds to 1
     num_pushed_ += end - begin;
+    make_room(end - begin);
     for (int64_t e = begin; e < end; ++e) {
       if (e + kAhead < end) __builtin_prefetch(states_.get() + col_[e + kAhead], 1);
       add(col_[e], share);
@@ -92,13 +103,13 @@ class ForwardPush {
   // lies between 0 and eps * degree, because no residual exceeds that.
   void rank() {
     double moving = 0;
-    for (const int64_t u : met_) moving += states_.get()[u].residual;
-    per_edge_ = (1 - alpha_) * moving / static_cast<double>(std::max<int64_t>(num_edges_, 1));
-    ranked_.clear();
-    for (const int64_t u : met_) {
-      const PushState& state = states_.get()[u];
-      const double guess = alpha_ * state.residual + per_edge_ * degree(u);
-      ranked_.push_back({state.estimate + static_cast<float>(guess), u});
+    for (int64_t i = 0; i < num_met_; ++i) moving += states_.get()[met_[i]].residual;
+    per_edge_ = static_cast<float>((1 - alpha_) * moving / static_cast<double>(std::max<int64_t>(num_edges_, 1)));
+    ranked_.resize(num_met_);
+    for (int64_t i = 0; i < num_met_; ++i) {
+      const PushState& state = states_.get()[met_[i]];
+      const float guess = alpha_ * state.residual + per_edge_ * degree(state);
+      ranked_[i] = {state.estimate + guess, met_[i]};
     }
   }
 
@@ -117,24 +128,25 @@ class ForwardPush {
       if (from.residual != 0) received += from.residual / from.threshold;  // times eps: the residual per edge
     }
     received *= static_cast<float>(eps_) * alpha_ * (1 - alpha_);
-    entry.score += received - alpha_ * static_cast<float>(per_edge_ * degree(entry.node));
+    entry.score += received - alpha_ * per_edge_ * degree(states_.get()[entry.node]);
     return true;
   }
 
-  double degree(int64_t u) const { return static_cast<double>(rowptr_[u + 1] - rowptr_[u]); }
+  // Of a node that was met, at least 1.
+  float degree(const PushState& state) const { return state.threshold / static_cast<float>(eps_); }
 
   const int64_t* const rowptr_;
   const index_t* const col_;
-  const std::vector<int64_t> type_end_;
   const int64_t num_edges_;
   const float alpha_;
   const double eps_;
   const bool is_symmetric_;
   std::unique_ptr<PushState[], decltype(&std::free)> states_;
   std::vector<int64_t> queue_, met_;
-  int64_t num_pushed_ = 0;  // edges, of the seed at hand
-  double per_edge_ = 0;     // share of the walks that move on, of the seed at hand
+  int64_t num_queued_ = 0, num_met_ = 0, num_pushed_ = 0;  // nodes, nodes and edges, of the seed at hand
+  float per_edge_ = 0;                                     // share of the walks that move on, of the seed at hand
   std::vector<ScoredNode> ranked_;
+  TopNodes top_;
 };
 
 }  // namespace gossamer::sampling

@@ -17,17 +17,17 @@ namespace gossamer::sampling {
 template <typename index_t>
 class RandomWalks {
  public:
-  RandomWalks(const int64_t* rowptr, const index_t* col, std::vector<int64_t> type_end, int64_t num_walks,
+  RandomWalks(const int64_t* rowptr, const index_t* col, const std::vector<int64_t>& type_end, int64_t num_walks,
               int64_t num_steps, double alpha)
       : rowptr_(rowptr),
         col_(col),
-        type_end_(std::move(type_end)),
         num_walks_(num_walks),
         num_steps_(num_steps),
         alpha_(alpha),
         at_(num_walks),
         // Zeroed by the system page by page, when a page is first met: a call with few seeds stays cheap.
-        score_(static_cast<float*>(std::calloc(std::max<int64_t>(type_end_.back(), 1), sizeof(float))), &std::free) {
+        score_(static_cast<float*>(std::calloc(std::max<int64_t>(type_end.back(), 1), sizeof(float))), &std::free),
+        top_(type_end) {
     if (!score_) throw std::bad_alloc();
   }
 
@@ -47,7 +47,7 @@ class RandomWalks {
       score_.get()[u] = 0;
     }
     met_.clear();
-    write_top(scored_, type_end_, out, NoRescore{});
+    top_.write(scored_, out, NoRescore{});
   }
 
  private:
@@ -83,12 +83,12 @@ class RandomWalks {
 
   const int64_t* const rowptr_;
   const index_t* const col_;
-  const std::vector<int64_t> type_end_;
   const int64_t num_walks_, num_steps_;
   const double alpha_;
   std::vector<int64_t> at_, position_, met_;
   std::unique_ptr<float[], decltype(&std::free)> score_;
   std::vector<ScoredNode> scored_;
+  TopNodes top_;
 };
 
 }  // namespace gossamer::sampling
