@@ -34,8 +34,9 @@ struct Request {
   }
 };
 
-// The edges sampled for consecutive targets of one relation: `count[i]` edges of target first_target + i.
-struct Block {
+// The edges sampled for consecutive targets of one relation: `count[i]` edges of target first_target + i. On cache
+// lines of its own: threads fill neighbouring blocks at the same time.
+struct alignas(64) Block {
   int64_t relation = 0;
   int64_t first_target = 0;
   int64_t size = 0;
@@ -94,14 +95,18 @@ inline bool sample_block(const Request& request, const Relation& relation, RowSa
   }
   block.position = std::make_unique_for_overwrite<int64_t[]>(bound);
   block.source = std::make_unique_for_overwrite<int64_t[]>(bound);
+  int64_t size = 0;
+  int64_t* const position = block.position.get();
   for (int64_t i = 0; i < num_targets + kRowsAhead; ++i) {
     if (i < num_targets) sampler.prepare(i, relation, rows[i], full[i], Random(seed, stream, targets[i]));
     const int64_t r = i - kRowsAhead;
     if (r < 0) continue;
     const Random random(seed, stream, targets[r]);
-    block.count[r] = sampler.sample(r, relation, rows[r], full[r], random, block.position.get() + block.size);
-    block.size += block.count[r];
+    const int64_t count = sampler.sample(r, relation, rows[r], full[r], random, position + size);
+    block.count[r] = static_cast<uint32_t>(count);
+    size += count;
   }
+  block.size = size;
   return read_sources(relation, block.position.get(), block.size, request.num_nodes[relation.source_type],
                       block.source.get());
 }
