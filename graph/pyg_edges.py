@@ -53,8 +53,6 @@ def read_edges(data: Any, time_attr: str | None, weight_attr: str | None) -> Edg
         )
     if time_attr is not None and not node_time and not edge_time:
         raise ValueError(f"NeighborSampler: time_attr must name node or edge times, got {time_attr!r}")
-    if node_time and edge_time:
-        raise ValueError(f"NeighborSampler: time_attr must name node or edge times, got {time_attr!r} for both")
     if node_time:
         edges.node_time = node_time if edges.is_hetero else node_time[None]
     edges.time = [_edge_time(edges, i, node_time, edge_time) for i in range(len(edges.csc))]
@@ -105,12 +103,14 @@ def _whole_tensor(features: Any, attr: Any) -> Tensor:
 
 
 def _edge_time(edges: EdgeSet, i: int, node_time: Times, edge_time: Times) -> Tensor | None:
-    """Times of the edges in csc order: their own or those of their sources."""
+    """Times of the edges in csc order: their own or those of their sources, the later where there are both."""
     _, col, perm = edges.csc[i]
+    times = []
     if (time := node_time.get(edges.end_types[i][0])) is not None:
-        return time[col].to(torch.int64)
-    time = edge_time.get(edges.edge_types[i])
-    return None if time is None else _in_csc_order(time, perm).to(torch.int64)
+        times.append(time[col].to(torch.int64))
+    if (time := edge_time.get(edges.edge_types[i])) is not None:
+        times.append(_in_csc_order(time, perm).to(torch.int64))
+    return torch.stack(times).amax(0) if times else None
 
 
 def _weights(edges: EdgeSet, data: Any, weight_attr: str | None) -> list[Tensor | None]:

@@ -45,7 +45,8 @@ class NeighborSampler(BaseSampler):
         replace: draw with replacement.
         disjoint: one tree per seed; implied by ``time_attr``.
         temporal_strategy: uniform, last or recency.
-        time_attr: name of the times of nodes or of edges, integers.
+        time_attr: name of the times of nodes or of edges, integers; of both, an edge is there when it and its source
+            are.
         weight_attr: name of the edge weights.
         window: largest difference between the time of a seed and that of its edges.
         seed: random seed.
@@ -168,7 +169,11 @@ class NeighborSampler(BaseSampler):
             elif times is not None:
                 result.append(times[node_type].to(torch.int64).contiguous())
             else:
-                time = self.node_time[node_type] if self.is_hetero else self.node_time
+                time = self.node_time.get(node_type) if self.is_hetero else self.node_time
+                if time is None:
+                    raise ValueError(
+                        f"NeighborSampler: input_time must be given for seeds without times, got None for {node_type!r}"
+                    )
                 result.append(time[nodes].to(torch.int64))
         return result
 

@@ -92,7 +92,8 @@ def neighbor_sample(
         temporal: how to choose among the edges in time: ``uniform``; ``last``, the latest; ``recency``, in proportion
             to the rank by time, the oldest having rank 1 (times the weight, if weighted).
         window: with seed_time, the time of an edge must also be at least seed_time - window.
-        node_time: [num_nodes], int64; the time of an edge is that of its source, instead of ``graph.time``.
+        node_time: [num_nodes], int64; the time of an edge is that of its source, or ``graph.time`` where that is later:
+            an edge is there when both are.
         disjoint: one tree per seed instead of one subgraph of all.
 
     Returns:
@@ -221,7 +222,8 @@ def _prepare(graph: CSR, weighted: bool, timed: bool, node_time: Tensor | None) 
                 f"neighbor_sample: node_time must be [{graph.num_nodes}] integers, "
                 f"got {list(node_time.shape)} of {node_time.dtype}"
             )
-        time = node_time[graph.col.long()]
+        source_time = node_time[graph.col.long()].to(torch.int64)
+        time = source_time if time is None else torch.maximum(source_time, time)
     if timed and time is None:
         raise ValueError("neighbor_sample: graph must have edge times, or node_time be given, for seed_time, got None")
     relation = prepare_relation(

@@ -98,6 +98,20 @@ def test_no_edge_of_a_loader_is_from_the_future(attr, options):
     assert num_edges > 300
 
 
+def test_times_of_nodes_and_of_edges_hold_jointly():
+    data = HeteroData()
+    ends = torch.stack([torch.arange(6), torch.zeros(6, dtype=torch.int64)])
+    data["user"].num_nodes, data["item"].num_nodes = 6, 1
+    data["user"].time, data["user", "buys", "item"].time = torch.tensor([1, 9, 1, 9, 2, 2]), torch.arange(6)
+    data["user", "buys", "item"].edge_index = ends
+    seeds = ("item", torch.tensor([0]))
+    sampler = NeighborSampler(data, [-1], time_attr="time")
+    batch = next(iter(NodeLoader(data, sampler, seeds, input_time=torch.tensor([4]))))
+    assert batch["user", "buys", "item"].e_id.sort().values.tolist() == [0, 2, 4]
+    with pytest.raises(ValueError, match="input_time must be given for seeds without times, got None for 'item'"):
+        next(iter(NodeLoader(data, NeighborSampler(data, [-1], time_attr="time"), seeds)))
+
+
 def test_induced_with_times_works():
     """pytorch_geometric#10566: an error for every induced subgraph with a time attribute."""
     ends = torch.tensor([[0, 1, 1, 2, 2, 3, 3, 4], [1, 0, 2, 1, 3, 2, 4, 3]])

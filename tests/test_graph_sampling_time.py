@@ -42,6 +42,26 @@ def test_node_time_is_the_time_of_the_source():
     assert later.edge.numel() == 3  # other node times are not mistaken for the first
 
 
+@pytest.mark.parametrize("weighted", [False, True])
+def test_node_and_edge_times_hold_jointly(weighted):
+    g = torch.Generator().manual_seed(0)
+    graph = CSR.from_edge_index(
+        torch.randint(200, (2, 4000), generator=g), 200, weight=torch.rand(4000, generator=g),
+        time=torch.randint(100, (4000,), generator=g),
+    )  # fmt: skip
+    node_time, edge_time = torch.randint(100, (200,), generator=g), graph.time[graph.edge_ids.argsort()]
+    out = neighbor_sample(
+        graph, torch.arange(50), [-1, 5], seed=0, seed_time=torch.full((50,), 60), node_time=node_time,
+        weighted=weighted,
+    )  # fmt: skip
+    source = out.node[out.row]
+    assert bool((node_time[source] <= 60).all())
+    assert bool((edge_time[out.edge] <= 60).all())
+    source, target = graph.to_edge_index()
+    seen = (target < 50) & (node_time[source] <= 60) & (graph.time <= 60)
+    assert out.num_sampled_edges[0] == int(seen.sum())  # and nothing else is left out
+
+
 def test_edge_newer_than_its_seed_is_not_returned():
     """pytorch_geometric#7794: an edge of time 2 came back for a seed of time 1."""
     edge_index = torch.tensor([[1, 0, 1, 1, 2], [0, 1, 2, 0, 0]])
