@@ -150,8 +150,12 @@ class Trainer:
         return float(link.detach())
 
     def epoch(self, loader: SampleLoader, max_batches: int | None = None) -> EpochReport:
-        """Train on the loader's batches, whole groups of the aggregation alone."""
+        """Train on the loader's batches, whole groups of the aggregation alone.
+
+        An epoch that ``max_batches`` cuts short is begun anew by the next one.
+        """
         limit = len(loader) if max_batches is None else min(max_batches, len(loader))
+        is_cut = limit < len(loader)
         limit -= limit % self.aggregation.num_batches
         begin, bytes_before = time.perf_counter(), self.aggregation.counters.total
         link, counts = 0.0, torch.zeros(3, dtype=torch.int64)
@@ -161,7 +165,7 @@ class Trainer:
                 examples, slices = len(batch.features["row"]), len(batch.seed_index)
                 counts += torch.tensor([examples, slices, num_edges(batch)])
             del batch  # its memory belongs to the worker that makes the next ones
-            if max_batches is not None and number + 1 >= limit:
+            if is_cut and number + 1 >= limit:
                 break
         num_bytes = self.aggregation.counters.total - bytes_before
         seconds = time.perf_counter() - begin

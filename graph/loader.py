@@ -35,6 +35,7 @@ class LoaderProgress:
 class SampleLoader:
     """Iterates over batches of seeds with their sampled neighbourhoods and features, one epoch per ``for`` loop.
 
+    A loop that is left before its last batch has not finished its epoch: the next one begins that epoch anew.
     Batch i of an epoch is a function of (seed, epoch, i): the same bytes for any number of workers and threads, after a
     resumption (``state_dict``), and when a worker was killed, which costs the time to start it again. Workers write
     their batches, features included, into shared memory, and the tensors of a batch lie there until they are dropped;
@@ -124,19 +125,24 @@ class SampleLoader:
         first, self._first = self._first, 0
         self._next = first
         plan = self._new_plan()
-        while self._next < len(self):
-            if plan.fanouts != self._fanouts:
-                plan = self._new_plan()
-            index = self._next
-            batch = unpack(self._take(plan, index))
-            self._next = index + 1
-            self._num_edges += batch.subgraph.row.numel()
-            yield batch
-            del batch  # its memory is the user's alone
-            if plan.version != self._version:
-                raise RuntimeError("SampleLoader: only the newest loop may go on, got a next step of an earlier one")
-        self._epoch += 1
-        self._next = 0
+        try:
+            while self._next < len(self):
+                if plan.fanouts != self._fanouts:
+                    plan = self._new_plan()
+                index = self._next
+                batch = unpack(self._take(plan, index))
+                self._next = index + 1
+                self._num_edges += batch.subgraph.row.numel()
+                yield batch
+                del batch  # its memory is the user's alone
+                if plan.version != self._version:
+                    raise RuntimeError(
+                        "SampleLoader: only the newest loop may go on, got a next step of an earlier one"
+                    )
+        finally:
+            if self._next == len(self) and plan.version == self._version:  # also if the loop was left at its last batch
+                self._epoch += 1
+                self._next = 0
 
     def progress(self) -> LoaderProgress:
         """How far the loader is."""

@@ -142,6 +142,23 @@ def test_resumption(num_workers):
         loader(batch_size=31).load_state_dict(first.state_dict())
 
 
+def test_a_loop_left_at_its_last_batch_has_finished_its_epoch():
+    def left_after(batches: SampleLoader, count: int) -> str:
+        taken = []
+        for batch in batches:
+            taken.append(batch)
+            if len(taken) == count:
+                break
+        return digest(taken)
+
+    batches, whole = loader(), loader()
+    first = left_after(batches, 3)
+    assert left_after(batches, 3) == first  # left before: begun anew
+    assert left_after(batches, len(batches)) == digest(whole)
+    assert batches.progress().epoch == 1
+    assert left_after(batches, len(batches)) == digest(whole)
+
+
 @pytest.mark.launch
 @pytest.mark.skipif(sys.platform != "linux", reason="workers need Linux")
 def test_killed_workers_are_started_again():
