@@ -1,4 +1,4 @@
-"""convert_memory.py EDGES.npz OUTPUT CAP: MiB that gossamer.graph.convert takes at its peak beyond the library."""
+"""convert_memory.py EDGES.npz OUTPUT CAP [--compressed]: MiB that convert takes at its peak beyond the library."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ def resident(name: str) -> int:
     return int(found[1])
 
 
-edges, output, cap = sys.argv[1], sys.argv[2], int(sys.argv[3])
+edges, output, cap, compressed = sys.argv[1], sys.argv[2], int(sys.argv[3]), "--compressed" in sys.argv[4:]
 numpy.savez(output, edge_index=numpy.zeros((2, 9), int))
-convert([f"{output}.npz"], output)  # what is loaded at the first call is not counted
+convert([f"{output}.npz"], output, compressed=compressed)  # what is loaded at the first call is not counted
 Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
 before = resident("VmRSS")
-convert([edges], output, memory=cap)
+convert([edges], output, memory=cap, compressed=compressed)
 print((resident("VmHWM") - before) / 1024)

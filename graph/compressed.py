@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import zlib
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from itertools import pairwise
 from typing import Any
@@ -62,26 +62,35 @@ class CompressedCSR:
         return cls(codes, offsets, positions, bases, graph.num_edges)
 
     @classmethod
-    def _from_csr_in_parts(cls, graph: CSR, part_edges: int) -> CompressedCSR:
-        """from_csr(graph), sorting rows of about part_edges edges at a time: for mapped graphs beyond the memory.
+    def _from_csr_in_parts(
+        cls, open_graph: Callable[[], CSR], part_edges: int, path: str | os.PathLike[str]
+    ) -> CompressedCSR:
+        """from_csr(open_graph()), sorting rows of about part_edges edges at a time: for graphs beyond the memory.
 
-        Where everything but the rows of a part is empty, the codes are those of the part and the places of all rows
-        add up over the parts.
+        The graph is mapped anew for every part, which gives the memory of the parts before back; the codes are written
+        to ``path``, and mapped. Where everything but the rows of a part is empty, the codes are those of the part and
+        the places of all rows add up over the parts.
         """
-        steps = torch.arange(0, max(graph.num_edges, 1), part_edges)
-        bounds = [0, *torch.searchsorted(graph.rowptr, steps[1:]).tolist(), graph.num_nodes]
+        graph = open_graph()
+        num_nodes, num_edges = graph.num_nodes, graph.num_edges
+        steps = torch.arange(0, max(num_edges, 1), part_edges)
+        bounds = [0, *torch.searchsorted(graph.rowptr, steps[1:]).tolist(), num_nodes]
         begins = graph.rowptr[torch.tensor(sorted(set(bounds)))].tolist()
-        codes, places = [], None
-        for begin, end in pairwise(begins):
-            part = CSR._trusted(graph.rowptr.clamp(begin, end) - begin, graph.col[begin:end], graph.num_nodes)
-            code, *own = torch.ops.gossamer.compress_rows(part.rowptr, _sorted_columns(part))
-            codes.append(code[: int(own[0][-1])])
-            padding = code[int(own[0][-1]) :]
-            places = own if places is None else [a.add_(b) for a, b in zip(places, own)]
-        if places is None:
-            return cls.from_csr(graph)
-        offsets, positions, bases = places
-        return cls(torch.cat([*codes, padding]), offsets, positions, bases, graph.num_edges)
+        places = None
+        with open(path, "wb") as file:
+            for begin, end in pairwise(begins):
+                graph = open_graph()
+                part = CSR._trusted(graph.rowptr.clamp(begin, end) - begin, graph.col[begin:end], num_nodes)
+                codes, *own = torch.ops.gossamer.compress_rows(part.rowptr, _sorted_columns(part))
+                size = int(own[0][-1])
+                file.write(codes[:size].numpy().data)
+                places = own if places is None else [a.add_(b) for a, b in zip(places, own)]
+            if places is None:
+                return cls.from_csr(graph)
+            file.write(codes[size:].numpy().data)  # padding
+            num_bytes = file.tell()
+        codes = torch.from_file(os.fspath(path), size=num_bytes, dtype=torch.uint8)
+        return cls(codes, *places, num_edges)
 
     def to_csr(self) -> CSR:
         """The graph with columns ascending in each row and edges numbered in this order."""

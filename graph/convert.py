@@ -91,7 +91,10 @@ def convert(
         plain = Path(folder) / "plain"
         build.write(plain, num_nodes, progress)
         part_edges = max(memory // _BYTES_PER_SORTED_EDGE, 1024)
-        CompressedCSR._from_csr_in_parts(CSR.open(plain, verify=False), part_edges).save(output)
+        compact = CompressedCSR._from_csr_in_parts(
+            lambda: CSR.open(plain, verify=False), part_edges, Path(folder) / "codes"
+        )
+        compact.save(output)
 
 
 def main(arguments: Sequence[str] | None = None, *, program: str = "python -m gossamer.graph.convert") -> int:
