@@ -8,14 +8,16 @@ of 5, and of 0.02 in steps of 2 differ from this policy by less than seeds do.
 
 from __future__ import annotations
 
+import importlib.util
 import statistics
+import time
 from functools import lru_cache
 from typing import Any
 
 import torch
 from sampling_data import rmat
 
-from gossamer.graph import group_and_slice, neighbor_sample
+from gossamer.graph import CSR, densify, group_and_slice, neighbor_sample
 
 import harness
 from reproduce_lignn import SEEDS, gain, read_data, share_of_edges, train
@@ -52,6 +54,38 @@ def grouping_exact() -> harness.Figure:
         alone = neighbor_sample(graph, member[None], [10], seed=0).edge
         wrong += not torch.equal(alone, union.edge[begins[place] : begins[place + 1]])
     return harness.Figure(wrong, f"{len(offsets) - 1} slices, {len(union.edge)} edges")
+
+
+def content(num_nodes: int, num_topics: int = 500, dim: int = 32) -> torch.Tensor:
+    """[num_nodes, dim]: each node's topic under noise, as embeddings of texts are."""
+    generator = torch.Generator().manual_seed(0)
+    topics = torch.randn(num_topics, dim, generator=generator)
+    of_node = torch.randint(num_topics, (num_nodes,), generator=generator)
+    return topics[of_node] + 0.7 * torch.randn(num_nodes, dim, generator=generator)
+
+
+def new_neighbors(graph: CSR, search: str, embeddings: torch.Tensor) -> torch.Tensor:
+    """The edges that densification adds, each as one number."""
+    dense = densify(graph, embeddings, search=search, num_neighbors=10, high=0.75, nodes=torch.arange(1 << 15))
+    source, target = dense.to_edge_index()[:, dense.edge_ids >= graph.num_edges]
+    return target * graph.num_nodes + source
+
+
+@harness.goal(
+    CAPABILITY, "densify 2^15 nodes of R-MAT, the 10 nearest: share that hnsw finds of those of the exact search",
+    at_least=0.95, unit="share",
+)  # fmt: skip
+def hnsw_share() -> harness.Figure:
+    if importlib.util.find_spec("hnswlib") is None:
+        raise harness.NotHere("needs hnswlib")
+    graph = rmat(16)
+    embeddings = content(graph.num_nodes)
+    begin = time.process_time()
+    exact = new_neighbors(graph, "exact", embeddings)
+    middle = time.process_time()
+    found = new_neighbors(graph, "hnsw", embeddings)
+    took = f"exact {middle - begin:.1f} s, hnsw {time.process_time() - middle:.1f} s"
+    return harness.Figure(float(torch.isin(exact, found).double().mean()), f"{len(exact)} new edges; {took}")
 
 
 @lru_cache

@@ -25,7 +25,7 @@ __all__ = ["convert", "main"]
 
 _UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 _LEAST_MEMORY = 2**20
-_BYTES_PER_SORTED_EDGE = 64
+_BYTES_PER_SORTED_EDGE = 160
 
 
 def convert(
