@@ -95,7 +95,7 @@ def _parameters(function: Callable[..., Any]) -> list[Parameter]:
 
 def _is_int(value: Any) -> bool:
     if type(value) is int:
-        return -(1 << 63) <= value < 1 << 63
+        return -(1 << 63) <= value < 1 << 64  # a seed may be unsigned
     return hasattr(type(value), "__index__") and not isinstance(value, Tensor)  # numpy's, for example
 
 
