@@ -2,7 +2,8 @@
 
 The ratios to the paper's way move with the speed of its dense products: 1.6 to 2.1 s for K=10 and 4.3 to 5.6 s for K=20
 on the machine that the goals come from, 0.96 and 2.0 s on one with AVX-512 (where 225 and 300 would take 4.3 and
-6.8 ms), 3.2 s for K=10 on one with AVX2. The bars in milliseconds move with the machine alike.
+6.8 ms), 3.2 to 3.6 s for K=10 on one with AVX2. The bars in milliseconds move with the machine alike: on the last, K=10
+took 8.5 ms and K=20 19.6 ms, and the ratio for K=10 was 413 where two searches had 229; that for K=20 was not taken.
 
 Blocks of at most 256 nodes are searched once, in sets of 64, 128 or 256 bits; what is found is kept, one byte per pair,
 and widened to columns when the row pointers are known. Larger blocks are searched twice, in sets of 512 bits. Processor
