@@ -1,6 +1,8 @@
 // Dot products of rows with rows: out[i][j] = <a[i], b[j]>, both contiguous along the sum, so that weights are read as
 // they lie in memory. Every dot product is summed in the same order, whatever tile it is computed in.
 
+constexpr bool kDotProducts = GOSSAMER_VECTOR_BYTES == 64;  // whether the experts' products are computed this way
+
 constexpr int kTile = 4;  // rows and columns of a tile: 16 sums stay in registers
 
 // How scalar_t is held in a register, n < kStep of them with zeros behind, and how two registers are multiplied into

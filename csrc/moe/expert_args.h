@@ -9,6 +9,18 @@ namespace gossamer {
 
 enum class Activation { kRelu, kGelu, kSwiglu };
 
+// Rows of an expert that are packed together (with a panel of columns they fit into the L2 cache), and the most columns
+// of all panels that are packed at a time, for any instruction set.
+constexpr int64_t kPackedRows = 96, kPackedColumns = 64;
+constexpr int64_t kGradientRows = 512;  // rows of an expert that one pass of a weight gradient sums over
+constexpr int64_t kGradientBlock = 48;  // rows of a weight gradient that are packed together
+
+// Words that products of up to num_rows rows of an expert are packed into, and those of a weight gradient.
+constexpr int64_t product_words(int64_t num_rows, int64_t depth) {
+  return (depth + 1) * (kPackedColumns + (num_rows < kPackedRows ? num_rows + 6 : kPackedRows));
+}
+constexpr int64_t kGradientWords = kGradientRows * (kPackedColumns + kGradientBlock);
+
 template <typename scalar_t>
 struct ExpertArgs {
   using acc_t = std::conditional_t<std::is_same_v<scalar_t, double>, double, float>;

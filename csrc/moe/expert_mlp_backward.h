@@ -4,45 +4,27 @@
 //
 // As in the forward, threads divide columns (or rows of a weight gradient) and go through the experts in order.
 
-// Words that one thread needs: a panel of the deeper weight matrix, six rows, and the words of a weight gradient.
-struct BackwardScratch {
-  int64_t panel, rows, gradient;  // in words
-  int64_t total() const { return panel + rows + gradient; }
-};
-
-constexpr int64_t kGradientRows = 512;  // rows of an expert that one pass of a weight gradient sums over
-constexpr int64_t kGradientBlock = 48;  // rows of a weight gradient that are packed together
-
+// Panels of a weight matrix that share the cache lines of its rows are packed together.
 template <typename scalar_t>
-BackwardScratch backward_scratch(const ExpertArgs<scalar_t>& args) {
-  const int64_t depth = std::max(args.d_model, args.d_hidden()) + 1;
-  constexpr int64_t kColumns = kOuterColumns<scalar_t>;
-  return {std::max(depth, kGradientRows) * kColumns, kOuterRows * depth, kGradientRows * kGradientBlock};
-}
+constexpr int kPanels = std::max<int>(1, 64 / (kOuterColumns<scalar_t> * sizeof(scalar_t)));
 
-// products[i][c] = <row i, column c of weights [depth, stride]> for columns [first, first + num_columns) and all rows
-// of one expert; finish(row, num_rows, products) gets up to six rows at a time.
+// products[panel][i][c] = <row i, column c of weights [depth, stride]> for columns [begin, end) and all rows of one
+// expert; finish(row, num_rows, first column, num_columns, products) gets up to six rows and kPanels panels at a time.
 template <typename scalar_t, typename acc_t, typename Row, typename Finish>
 void multiply_transposed(const Row& row, int64_t num_rows, const scalar_t* weights, int64_t depth, int64_t stride,
-                         int64_t first, int64_t num_columns, typename Word<scalar_t>::Type* scratch,
-                         const BackwardScratch& sizes, const Finish& finish) {
-  using W = Word<scalar_t>;
-  const int64_t num_steps = (depth + W::kPack - 1) / W::kPack;
-  auto* panel = scratch;
-  auto* words = scratch + sizes.panel;
-  alignas(64) acc_t products[kOuterRows * kOuterColumns<scalar_t>];
-  const auto weight_row = [&](int64_t r) {
-    __builtin_prefetch(weights + (r + 16) * stride + first);
-    __builtin_prefetch(weights + (r + 16) * stride + first + 32);
-    return weights + r * stride + first;
+                         int64_t begin, int64_t end, void* scratch, const Finish& finish) {
+  using Type = typename Word<scalar_t>::Type;
+  constexpr int64_t kColumns = kOuterColumns<scalar_t>;
+  const auto pack = [&](int64_t first, int64_t num_columns, Type* panels) {
+    const auto weight_row = [&](int64_t r) {
+      __builtin_prefetch(weights + (r + 16) * stride + first);
+      __builtin_prefetch(weights + (r + 16) * stride + first + 32);
+      return weights + r * stride + first;
+    };
+    pack_columns<scalar_t, kColumns, kPanels<scalar_t>>(weight_row, depth, num_columns, panels);
   };
-  pack_columns<scalar_t, kOuterColumns<scalar_t>>(weight_row, depth, num_columns, panel);
-  for (int64_t i = 0; i < num_rows; i += kOuterRows) {
-    const int64_t n = std::min<int64_t>(kOuterRows, num_rows - i);
-    for (int64_t j = 0; j < n; ++j) pack_row(row(i + j), depth, words + j * num_steps);
-    outer_rows<scalar_t>(n, words, num_steps, 1, panel, num_steps, false, products);
-    finish(i, n, products);
-  }
+  multiply_packed<kPanels<scalar_t>, scalar_t, acc_t>(row, num_rows, depth, begin, end, kPanels<scalar_t> * kColumns,
+                                                      static_cast<Type*>(scratch), pack, finish);
 }
 
 // The first n lanes, zero beyond.
@@ -98,20 +80,19 @@ void expert_hidden_backward(const ExpertArgs<scalar_t>& args, void* scratch, int
   for (int64_t e = 0; e < args.num_experts; ++e) {
     const int64_t start = args.offsets[e], num_rows = args.offsets[e + 1] - start;
     if (num_rows == 0) continue;
-    for (int64_t first = begin; first < end; first += kColumns) {
-      const int64_t num_columns = std::min(kColumns, end - first);
-      const auto finish = [&](int64_t row, int64_t n, const acc_t* products) {
+    const auto finish = [&](int64_t row, int64_t n, int64_t first, int64_t num_columns, const auto& products) {
+      for (int64_t c = 0; c < num_columns; c += kColumns) {
         for (int64_t i = 0; i < n; ++i) {
           const int64_t p = start + row + i;
-          const acc_t part = hidden_gradient_row(args, p, first, num_columns, products + i * kColumns);
-          if (args.gate_parts) args.gate_parts[p * args.num_panels + first / kColumns] = part;
+          const acc_t part = hidden_gradient_row(args, p, first + c, std::min(kColumns, num_columns - c),
+                                                 products[c / kColumns] + i * kColumns);
+          if (args.gate_parts) args.gate_parts[p * args.num_panels + (first + c) / kColumns] = part;
         }
-      };
-      multiply_transposed<scalar_t, acc_t>([&](int64_t i) { return args.grad + args.token(start + i) * args.d_model; },
-                                           num_rows, args.w_out + e * args.d_model * args.d_ff, args.d_model, args.d_ff,
-                                           first, num_columns, static_cast<typename Word<scalar_t>::Type*>(scratch),
-                                           backward_scratch(args), finish);
-    }
+      }
+    };
+    multiply_transposed<scalar_t, acc_t>([&](int64_t i) { return args.grad + args.token(start + i) * args.d_model; },
+                                         num_rows, args.w_out + e * args.d_model * args.d_ff, args.d_model, args.d_ff,
+                                         begin, end, scratch, finish);
   }
 }
 
@@ -124,19 +105,15 @@ void expert_input_backward(const ExpertArgs<scalar_t>& args, void* scratch, int6
   for (int64_t e = 0; e < args.num_experts; ++e) {
     const int64_t start = args.offsets[e], num_rows = args.offsets[e + 1] - start;
     if (num_rows == 0) continue;
-    for (int64_t first = begin; first < end; first += kColumns) {
-      const int64_t num_columns = std::min(kColumns, end - first);
-      const auto finish = [&](int64_t row, int64_t n, const acc_t* products) {
-        for (int64_t i = 0; i < n; ++i) {
-          acc_t* out = args.sums + args.token(start + row + i) * args.d_model + first;
-          for (int64_t c = 0; c < num_columns; ++c) out[c] += products[i * kColumns + c];
-        }
-      };
-      multiply_transposed<scalar_t, acc_t>([&](int64_t i) { return args.grad_hidden + (start + i) * d_hidden; },
-                                           num_rows, args.w_in + e * d_hidden * args.d_model, d_hidden, args.d_model,
-                                           first, num_columns, static_cast<typename Word<scalar_t>::Type*>(scratch),
-                                           backward_scratch(args), finish);
-    }
+    const auto finish = [&](int64_t row, int64_t n, int64_t first, int64_t num_columns, const auto& products) {
+      for (int64_t i = 0; i < n; ++i) {
+        acc_t* out = args.sums + args.token(start + row + i) * args.d_model + first;
+        for (int64_t c = 0; c < num_columns; ++c) out[c] += products[c / kColumns][i * kColumns + c % kColumns];
+      }
+    };
+    multiply_transposed<scalar_t, acc_t>([&](int64_t i) { return args.grad_hidden + (start + i) * d_hidden; }, num_rows,
+                                         args.w_in + e * d_hidden * args.d_model, d_hidden, args.d_model, begin, end,
+                                         scratch, finish);
   }
   round_sums(args, begin, end);
 }
@@ -145,12 +122,11 @@ void expert_input_backward(const ExpertArgs<scalar_t>& args, void* scratch, int6
 // [.., num_columns]: the gradient of one expert's weights. More than kGradientRows rows are summed in parts.
 template <typename scalar_t, typename acc_t, typename Left, typename Right>
 void weight_gradient(const Left& left, const Right& right, int64_t num_rows, int64_t begin, int64_t end,
-                     int64_t num_columns, typename Word<scalar_t>::Type* scratch, const BackwardScratch& sizes,
-                     scalar_t* out) {
+                     int64_t num_columns, void* scratch, scalar_t* out) {
   using W = Word<scalar_t>;
   constexpr int64_t kColumns = kOuterColumns<scalar_t>;
-  auto* panel = scratch;
-  auto* words = scratch + sizes.panel;
+  auto* panel = static_cast<typename W::Type*>(scratch);
+  auto* words = panel + kGradientRows * kColumns;
   alignas(64) acc_t sums[kGradientBlock * kColumns];
   for (int64_t block = begin; block < end; block += kGradientBlock) {
     const int64_t block_rows = std::min(kGradientBlock, end - block);
@@ -187,8 +163,7 @@ void expert_output_weights_backward(const ExpertArgs<scalar_t>& args, void* scra
     if (num_rows == 0) continue;
     weight_gradient<scalar_t, acc_t>([&](int64_t i) { return args.grad + args.token(start + i) * args.d_model; },
                                      [&](int64_t i) { return args.activated + (start + i) * args.d_ff; }, num_rows,
-                                     begin, end, args.d_ff, static_cast<typename Word<scalar_t>::Type*>(scratch),
-                                     backward_scratch(args), out);
+                                     begin, end, args.d_ff, scratch, out);
   }
 }
 
@@ -204,7 +179,6 @@ void expert_input_weights_backward(const ExpertArgs<scalar_t>& args, void* scrat
     if (num_rows == 0) continue;
     weight_gradient<scalar_t, acc_t>([&](int64_t i) { return args.grad_hidden + (start + i) * d_hidden; },
                                      [&](int64_t i) { return args.x + args.token(start + i) * args.d_model; }, num_rows,
-                                     begin, end, args.d_model, static_cast<typename Word<scalar_t>::Type*>(scratch),
-                                     backward_scratch(args), out);
+                                     begin, end, args.d_model, scratch, out);
   }
 }

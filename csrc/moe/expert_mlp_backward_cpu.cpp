@@ -18,8 +18,8 @@ constexpr int64_t kRowGroup = 48;
 template <typename scalar_t>
 void run(const ExpertArgs<scalar_t>& args, bool weights) {
   using Scratch = std::vector<double>;  // words are at most as wide, and it is aligned for them
-  const int64_t depth = std::max<int64_t>(std::max(args.d_model, args.d_hidden()) + 1, 512);
-  const int64_t scratch_words = depth * 64 + 6 * depth + 512 * 48;
+  const int64_t depth = std::max(args.d_model, args.d_hidden());
+  const int64_t scratch_words = std::max(product_words(kPackedRows, depth), kGradientWords);
   for_column_groups(args.d_ff, kColumnGroup, 1, [&](int64_t begin, int64_t end) {
     Scratch scratch(scratch_words);
     GOSSAMER_DISPATCH_ISA_BF16(expert_hidden_backward, args, scratch.data(), begin, end);

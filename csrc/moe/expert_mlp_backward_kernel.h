@@ -1,5 +1,7 @@
 #include "moe/activation.h"
 #include "moe/dot_tile.h"
-#include "moe/expert_mlp.h"
 #include "moe/outer_tile.h"
+#include "moe/packed_product.h"
+#include "moe/transpose.h"
+#include "moe/expert_mlp.h"
 #include "moe/expert_mlp_backward.h"

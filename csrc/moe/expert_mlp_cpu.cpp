@@ -1,3 +1,4 @@
+#include <memory>
 #include <vector>
 
 #include "moe/expert_args.h"
@@ -18,13 +19,16 @@ constexpr int64_t kColumnGroup = 16, kGrain = 4;
 template <typename scalar_t>
 void run(const ExpertArgs<scalar_t>& args) {
   const int64_t most_rows = largest_count(args.offsets, args.num_experts);
+  const int64_t words = product_words(most_rows, std::max(args.d_model, args.d_ff));
   for_column_groups(args.d_ff, kColumnGroup, kGrain, [&](int64_t begin, int64_t end) {
     std::vector<const scalar_t*> rows(most_rows);
-    GOSSAMER_DISPATCH_ISA_BF16(expert_hidden, args, rows.data(), begin, end);
+    const auto scratch = std::make_unique_for_overwrite<double[]>(words);  // at least as wide as a word
+    GOSSAMER_DISPATCH_ISA_BF16(expert_hidden, args, rows.data(), scratch.get(), begin, end);
   });
   for_column_groups(args.d_model, kColumnGroup, kGrain, [&](int64_t begin, int64_t end) {
     std::vector<const scalar_t*> rows(most_rows);
-    GOSSAMER_DISPATCH_ISA_BF16(expert_output, args, rows.data(), begin, end);
+    const auto scratch = std::make_unique_for_overwrite<double[]>(words);
+    GOSSAMER_DISPATCH_ISA_BF16(expert_output, args, rows.data(), scratch.get(), begin, end);
   });
 }
 

@@ -43,32 +43,34 @@ constexpr int kOuterVectors = GOSSAMER_VECTOR_BYTES == 64 ? 4 : 2;  // 24 sums i
 template <typename scalar_t>
 constexpr int64_t kOuterColumns = kOuterVectors * Word<scalar_t>::kLanes;
 
-// words [num_steps, kWidth] of num_columns <= kWidth columns, zero beyond; row(r) points to row r of the num_rows rows
-// that are summed over.
-template <typename scalar_t, int64_t kWidth, typename Row>
+// kPanels panels of words [num_steps, kWidth] of num_columns <= kPanels * kWidth columns, zero beyond; row(r) points to
+// row r of the num_rows rows that are summed over.
+template <typename scalar_t, int64_t kWidth, int kPanels = 1, typename Row>
 inline void pack_columns(const Row& row, int64_t num_rows, int64_t num_columns, typename Word<scalar_t>::Type* words) {
   using W = Word<scalar_t>;
+  const int64_t panel = (num_rows + W::kPack - 1) / W::kPack * kWidth;
   for (int64_t r = 0; r < num_rows; r += W::kPack, words += kWidth) {
     const scalar_t* first = row(r);
     const scalar_t* second = r + 1 < num_rows ? row(r + 1) : nullptr;
+    const auto at = [&](int64_t c) { return words + c / kWidth * panel + c % kWidth; };
     int64_t c = 0;
     for (; c + W::kLanes <= num_columns; c += W::kLanes) {
-      W::pack_lanes(first + c, second ? second + c : nullptr, words + c);
+      W::pack_lanes(first + c, second ? second + c : nullptr, at(c));
     }
-    for (; c < num_columns; ++c) words[c] = W::pack(first + c, second ? second + c : nullptr);
-    for (; c < kWidth; ++c) words[c] = 0;
+    for (; c < num_columns; ++c) *at(c) = W::pack(first + c, second ? second + c : nullptr);
+    for (; c < kPanels * kWidth; ++c) *at(c) = 0;
   }
 }
 
-// a [num_steps] words along one row of num_elements elements.
-template <typename scalar_t>
-inline void pack_row(const scalar_t* row, int64_t num_elements, typename Word<scalar_t>::Type* a) {
+// words [num_steps, kOuterRows]: num_rows <= kOuterRows rows of depth elements, step by step.
+template <typename scalar_t, typename Row>
+inline void pack_rows(const Row& row, int64_t num_rows, int64_t depth, typename Word<scalar_t>::Type* words) {
   using W = Word<scalar_t>;
-  if constexpr (W::kPack == 2) {
-    std::memcpy(a, row, num_elements * sizeof(scalar_t));
-    if (num_elements % 2) a[num_elements / 2] = W::pack(row + num_elements - 1, nullptr);
-  } else {
-    for (int64_t s = 0; s < num_elements; ++s) a[s] = W::pack(row + s, nullptr);
+  for (int64_t i = 0; i < num_rows; ++i) {
+    const scalar_t* elements = row(i);
+    for (int64_t p = 0; p < depth; p += W::kPack) {
+      words[p / W::kPack * kOuterRows + i] = W::pack(elements + p, p + 1 < depth ? elements + p + 1 : nullptr);
+    }
   }
 }
 
@@ -80,9 +82,13 @@ template <int kRows, typename scalar_t, typename acc_t>
   using W = Word<scalar_t>;
   using S = Simd<acc_t>;
   constexpr int64_t kColumns = kOuterColumns<scalar_t>;
-  typename S::Vector sums[kRows][kOuterVectors] = {};
-  for (int i = 0; accumulate && i < kRows; ++i) {
-    for (int v = 0; v < kOuterVectors; ++v) sums[i][v] = S::load(out + i * kColumns + v * S::kLanes);
+  typename S::Vector sums[kRows][kOuterVectors];
+#pragma GCC unroll 6
+  for (int i = 0; i < kRows; ++i) {
+#pragma GCC unroll 4
+    for (int v = 0; v < kOuterVectors; ++v) {
+      sums[i][v] = accumulate ? S::load(out + i * kColumns + v * S::kLanes) : typename S::Vector{};
+    }
   }
   for (int64_t s = 0; s < num_steps; ++s, a += step_stride, b += kColumns) {
     decltype(W::load(b)) columns[kOuterVectors];
@@ -95,7 +101,9 @@ template <int kRows, typename scalar_t, typename acc_t>
       for (int v = 0; v < kOuterVectors; ++v) W::multiply_add(sums[i][v], row, columns[v]);
     }
   }
+#pragma GCC unroll 6
   for (int i = 0; i < kRows; ++i) {
+#pragma GCC unroll 4
     for (int v = 0; v < kOuterVectors; ++v) S::store(out + i * kColumns + v * S::kLanes, sums[i][v]);
   }
 }
