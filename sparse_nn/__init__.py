@@ -26,7 +26,7 @@ from gossamer.sparse_nn.hashes import (
     token_hash,
 )
 from gossamer.sparse_nn.kv_cache import CacheFullError, KVCache, PagedKVCache
-from gossamer.sparse_nn.losses import importance_loss, load_balance_loss, load_loss, router_z_loss
+from gossamer.sparse_nn.losses import consistency_loss, importance_loss, load_balance_loss, load_loss, router_z_loss
 from gossamer.sparse_nn.moe import MoE
 from gossamer.sparse_nn.multi_query_attention import MultiQueryAttention, matched_d_ff, mean_pool_heads
 from gossamer.sparse_nn.route_plan import RoutePlan, hash_plan
@@ -59,7 +59,7 @@ __all__ = [
     # routers, their losses, and the layer
     "Router", "Routing", "HashRouter", "WeightedHashRouter", "TopKRouter", "ExpertChoiceRouter",
     "BalancedAssignmentRouter", "SinkhornRouter", "RandomRouter", "importance_loss", "load_balance_loss", "load_loss",
-    "router_z_loss", "MoE",
+    "router_z_loss", "consistency_loss", "MoE",
     # the language model
     "SparseTransformer", "SparseTransformerConfig",
 ]  # fmt: skip

@@ -6,8 +6,12 @@ import torch
 from torch import Tensor
 
 from gossamer._arguments import typed
+from gossamer.sparse_nn._checks import require
 
-__all__ = ["balance_loss", "importance_loss", "load_balance_loss", "load_loss", "router_z_loss", "squared_cv"]
+__all__ = [
+    "balance_loss", "consistency_loss", "importance_loss", "load_balance_loss", "load_loss", "router_z_loss",
+    "squared_cv",
+]  # fmt: skip
 
 
 @typed
@@ -39,6 +43,37 @@ def router_z_loss(logits: Tensor) -> Tensor:
     Source: Zoph et al. 2022, ST-MoE, eq. 5.
     """
     return torch.logsumexp(logits.float(), dim=-1).square().sum() / max(logits.shape[0], 1)
+
+
+@typed
+def consistency_loss(logits: Tensor, other_logits: Tensor, mask: Tensor | None = None) -> Tensor:
+    """mean over tokens of (KL(p || q) + KL(q || p)) / 2 = sum_v (p_v - q_v) (log p_v - log q_v) / 2, in float32.
+
+    p and q are the softmax of a model's output in two forwards, with experts drawn independently: THOR trains on
+    cross_entropy_1 + cross_entropy_2 + alpha * consistency_loss, alpha 5. Gradients go to both.
+
+    Args:
+        logits, other_logits: [..., num_classes], any floating type; float64 stays float64.
+        mask: [...], bool, tokens that count (no padding); None counts all.
+
+    Raises:
+        ValueError: if the shapes differ, or mask is not bool.
+
+    Source: Zuo et al. 2022, Taming Sparsely Activated Transformer with Stochastic Experts (THOR), section 3.
+    """
+    shape = tuple(logits.shape)
+    require(
+        other_logits.shape == logits.shape, "consistency_loss", "other_logits", f"{shape}", tuple(other_logits.shape)
+    )
+    if mask is not None:
+        require(mask.shape == shape[:-1], "consistency_loss", "mask", f"{shape[:-1]}", tuple(mask.shape))
+        require(mask.dtype == torch.bool, "consistency_loss", "mask", "bool", mask.dtype)
+    kind = torch.promote_types(logits.dtype, torch.float32)
+    log_p, log_q = (each.log_softmax(-1, dtype=kind) for each in (logits, other_logits))
+    apart = ((log_p.exp() - log_q.exp()) * (log_p - log_q)).sum(-1) / 2
+    if mask is None:
+        return apart.sum() / max(apart.numel(), 1)
+    return torch.where(mask, apart, 0).sum() / mask.sum().clamp(min=1)
 
 
 @typed

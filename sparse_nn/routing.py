@@ -15,6 +15,9 @@ from gossamer.sparse_nn.route_plan import RoutePlan, hash_plan
 __all__ = ["HashRouter", "RandomRouter", "Router", "Routing"]
 
 
+_MAX_FORWARDS = 1 << 12  # that may wait for their backward pass
+
+
 @dataclass(frozen=True, eq=False)
 class Routing:
     """Where tokens go.
@@ -118,8 +121,12 @@ class HashRouter(Router):
 class RandomRouter(Router):
     """Each token to one expert drawn anew at every forward: a function of (seed, step, token position).
 
-    In training, ``per_batch`` draws one expert for the whole batch, as THOR does. A forward that activation
-    checkpointing runs again would draw again: route outside of it, and hand ``routing`` and ``plan`` to the layer.
+    In training, ``per_batch`` draws one expert for the whole batch, as THOR does; ``consistency_loss`` compares two
+    such forwards. Where activation checkpointing runs a forward again, it draws what the forward drew: the router knows
+    it by a number from torch's generator, which checkpointing sets back.
+
+    Raises:
+        RuntimeError: in a forward that is run again without setting back the generator (preserve_rng_state=False).
 
     Source: Zuo et al. 2022, Taming Sparsely Activated Transformer with Stochastic Experts (THOR), section 3.
     """
@@ -131,14 +138,32 @@ class RandomRouter(Router):
         super().__init__(num_experts, 1)
         self.seed, self.per_batch = seed, per_batch
         self.register_buffer("step", torch.zeros((), dtype=torch.int64))
+        self._step_of: dict[int, int] = {}  # by the number that was drawn in that forward
 
     def forward(self, x: Tensor, token_ids: Tensor | None = None) -> Routing:
         one = self.training and self.per_batch
-        draws = random_uniform(1 if one else len(x), seed=self.seed, stream=int(self.step), device=x.device)
+        draws = random_uniform(1 if one else len(x), seed=self.seed, stream=self._next_step(), device=x.device)
         ids = (draws * self.num_experts).int().expand(len(x))[:, None]
-        self.step += 1
         gates = torch.ones(len(x), 1, device=x.device)
         return Routing(ids, gates, x.new_zeros((), dtype=torch.float32), {"load": self._load(ids)})
+
+    def _next_step(self) -> int:
+        """The step of this forward: a new one, or that of the forward which a backward pass runs again."""
+        if not self.training:
+            return self._advance()
+        number = int(torch.randint(1 << 62, ()))
+        if torch._C._current_graph_task_id() == -1:
+            self._step_of[number] = self._advance()
+            if len(self._step_of) > _MAX_FORWARDS:
+                del self._step_of[next(iter(self._step_of))]
+        elif number not in self._step_of:
+            raise RuntimeError("RandomRouter: checkpointing must set back torch's generator (preserve_rng_state=True)")
+        return self._step_of[number]
+
+    def _advance(self) -> int:
+        step = int(self.step)
+        self.step += 1
+        return step
 
 
 def checked_token_ids(router: str, token_ids: Tensor | None, x: Tensor) -> Tensor:

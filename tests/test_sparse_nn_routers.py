@@ -219,6 +219,52 @@ def test_random_router_follows_its_seed():
     assert len(nn.RandomRouter(8, seed=0)(torch.ones(30, 4)).expert_ids.unique()) == 1
 
 
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_random_router_draws_the_same_when_recomputed(reentrant):
+    """Four forwards, then one backward that runs them again: gradients are those without checkpointing."""
+
+    def gradients(run):
+        torch.manual_seed(0)
+        layer = nn.MoE(8, 4, 16, nn.RandomRouter(16, seed=3))
+        x = torch.randn(5, 8, requires_grad=True)
+        sum(run(layer, x * i).square().sum() for i in range(1, 5)).backward()
+        return [x.grad, *(p.grad for p in layer.parameters())]
+
+    plain = gradients(lambda layer, x: layer(x))
+    again = gradients(lambda layer, x: checkpoint(layer, x, use_reentrant=reentrant))
+    assert plain[1].flatten(1).any(1).sum() > 1, "the forwards must have drawn different experts"
+    for one, other in zip(plain, again):
+        assert torch.equal(one, other)
+
+
+def test_random_router_refuses_a_recomputation_it_cannot_know():
+    layer = nn.MoE(8, 4, 16, nn.RandomRouter(16, seed=3))
+    x = torch.randn(5, 8, requires_grad=True)
+    y = checkpoint(layer, x, use_reentrant=False, preserve_rng_state=False)
+    with pytest.raises(RuntimeError, match="RandomRouter: checkpointing must set back torch's generator"):
+        y.sum().backward()
+
+
+@pytest.mark.parametrize("mask", [None, [True, False, True]])
+def test_consistency_loss_is_the_mean_of_both_divergences(mask):
+    p, q = (torch.randn(3, 7, dtype=torch.float64, requires_grad=True) for _ in range(2))
+    kept = torch.ones(3, dtype=torch.bool) if mask is None else torch.tensor(mask)
+    logs = [each.detach().softmax(-1)[kept].log() for each in (p, q)]
+    both = [functional.kl_div(a, b, reduction="batchmean", log_target=True) for a, b in (logs, logs[::-1])]
+    loss = nn.consistency_loss(p, q, None if mask is None else kept)
+    torch.testing.assert_close(loss.detach(), sum(both) / 2)
+    assert torch.autograd.gradcheck(lambda p, q: nn.consistency_loss(p, q, kept), (p, q))
+    assert nn.consistency_loss(p, p) == 0
+    assert nn.consistency_loss(p[:0], q[:0]) == 0
+
+
+def test_consistency_loss_names_what_is_wrong():
+    with pytest.raises(ValueError, match=r"consistency_loss: other_logits must be \(3, 7\), got"):
+        nn.consistency_loss(torch.randn(3, 7), torch.randn(3, 6))
+    with pytest.raises(ValueError, match=r"consistency_loss: mask must be \(3,\), got"):
+        nn.consistency_loss(torch.randn(3, 7), torch.randn(3, 7), torch.ones(3, 7, dtype=torch.bool))
+
+
 def test_balance_loss_is_one_when_balanced():
     ids = torch.arange(64)[:, None] % 8
     torch.testing.assert_close(nn.load_balance_loss(torch.full((64, 8), 1 / 8), ids), torch.tensor(1.0))
