@@ -58,7 +58,7 @@ test: $(STAMP)
 SANITIZED := $(CURDIR)/build/address,undefined
 OPERATOR_TESTS := $(wildcard tests/test_graph_*.py tests/test_sparse_nn_*.py)
 SANITIZED_TESTS = $(OPERATOR_TESTS)
-fuzz: SANITIZED_TESTS = tests/test_fuzz.py
+fuzz: SANITIZED_TESTS = tests/test_fuzz.py tests/test_fuzz_files.py
 fuzz: export GOSSAMER_FUZZ_CASES := $(CASES)
 fuzz test-sanitized: $(STAMP)
 	@GOSSAMER_SANITIZE=address,undefined GOSSAMER_CUDA=0 $(BIN)/pip install --quiet --no-deps --no-build-isolation \

@@ -9,6 +9,7 @@ import io
 import re
 import warnings
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -249,11 +250,12 @@ def _next_batch(path: Path, batches: Any, error_type: type[Exception]) -> Any:
 
 def _read_npz(path: Path, columns: Columns, chunk_edges: int, limit: int) -> Iterator[Chunk]:
     """edge_index [2, E] or edges [E, 2], and named arrays [E], streamed from the archive and never whole in memory."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            yield from _read_members(path, archive, columns, chunk_edges, limit)
-    except (zipfile.BadZipFile, EOFError) as error:
-        raise _bad(str(path), "be a whole .npz file", error) from None
+    with path.open("rb") as file:
+        try:
+            with zipfile.ZipFile(file) as archive:
+                yield from _read_members(path, archive, columns, chunk_edges, limit)
+        except (zipfile.BadZipFile, zlib.error, EOFError, OSError, NotImplementedError, RuntimeError) as error:
+            raise _bad(str(path), "be a whole .npz file", error) from None  # a damaged file raises any of these
 
 
 def _read_members(

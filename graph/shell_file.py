@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import struct
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy
 import torch
 from torch import Tensor
 
 from gossamer._arguments import typed
-from gossamer._files import whole_or_not_at_all
+from gossamer._files import read_sealed, write_sealed
 from gossamer.graph.csr import CSR
 
 __all__ = ["load_shells", "save_shells"]
 
-# Magic, SHA-256 of all that follows it, then: nodes, shells, pairs, bytes per row size, bytes per step.
+# A sealed file, which begins with: nodes, shells, pairs, bytes per row size, bytes per step.
 _MAGIC = b"gossamer shells 1"
 _HEADER = struct.Struct("<qqqqq")
 
@@ -34,9 +32,7 @@ def save_shells(path: str | os.PathLike[str], shells: Sequence[CSR]) -> None:
     sizes = _narrowest(torch.cat([shell.in_degree() for shell in shells]), signed=False)
     steps = _narrowest(torch.cat([shell.col.long() - shell._rows for shell in shells]), signed=True)
     counts = (shells[0].num_nodes, len(shells), steps.size, sizes.itemsize, steps.itemsize)
-    content = _HEADER.pack(*counts) + sizes.tobytes() + steps.tobytes()
-    with whole_or_not_at_all(path) as file:
-        file.write(_MAGIC + hashlib.sha256(content).digest() + content)
+    write_sealed(path, _MAGIC, _HEADER.pack(*counts) + sizes.tobytes() + steps.tobytes())
 
 
 @typed
@@ -46,10 +42,7 @@ def load_shells(path: str | os.PathLike[str]) -> list[CSR]:
     Raises:
         ValueError: if the file is not one of save_shells, or not as it was written.
     """
-    data = Path(path).read_bytes()
-    content = data[len(_MAGIC) + 32 :]
-    if not data.startswith(_MAGIC) or data[len(_MAGIC) :][:32] != hashlib.sha256(content).digest():
-        raise ValueError(f"load_shells: path must be an undamaged file of save_shells, got {os.fspath(path)!r}")
+    content = read_sealed(path, _MAGIC, "load_shells", "save_shells")
     num_nodes, num_shells, num_pairs, size_bytes, step_bytes = _HEADER.unpack_from(content)
     num_rows = num_nodes * num_shells
     sizes = numpy.frombuffer(content, f"<u{size_bytes}", num_rows, _HEADER.size)

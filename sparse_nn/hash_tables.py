@@ -7,14 +7,16 @@ from __future__ import annotations
 
 import heapq
 import os
+import struct
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+import numpy
 import torch
 from torch import Tensor
 
 from gossamer._arguments import typed
-from gossamer._files import whole_or_not_at_all
+from gossamer._files import read_sealed, write_sealed
 from gossamer.sparse_nn._checks import require, require_ids, require_num_experts
 from gossamer.sparse_nn._random import random_below, random_uniform
 
@@ -23,6 +25,8 @@ __all__ = [
     "multi_hash_table", "random_table", "save_table",
 ]  # fmt: skip
 
+_MAGIC = b"gossamer table 1"
+_HEADER = struct.Struct("<qqq")  # of a sealed file: vocab_size, k, num_experts; then the table
 MAX_ENTRIES = 1 << 40  # of a table: more than any memory holds, and no product of sizes overflows
 
 
@@ -182,24 +186,27 @@ def multi_hash_table(vocab_size: int, num_experts: int, num_hashes: int, *, seed
 
 @typed
 def save_table(path: str | os.PathLike, table: Tensor, num_experts: int) -> None:
-    """Write a table with the sizes it is valid for; the file appears whole or not at all."""
+    """Write a table (as int32) with the sizes it is valid for; the file appears whole or not at all."""
     _check_table("save_table", table, num_experts)
-    with whole_or_not_at_all(path) as file:
-        torch.save({"table": table.cpu(), "vocab_size": table.shape[0], "num_experts": num_experts}, file)
+    write_sealed(path, _MAGIC, _HEADER.pack(*table.shape, num_experts) + table.cpu().numpy().astype("<i4").tobytes())
 
 
 @typed
 def load_table(path: str | os.PathLike, *, vocab_size: int, num_experts: int) -> Tensor:
-    """Read a table; a table made for another vocabulary or number of experts is refused.
+    """Read a table, [vocab_size, k], int32; one made for another vocabulary or number of experts is refused.
 
     Raises:
-        ValueError: if the sizes differ from those the table was saved with.
+        OSError: if the file cannot be read.
+        ValueError: if it is damaged or no file of ``save_table``, or its sizes are others than these.
     """
-    saved = torch.load(path, weights_only=True)
-    for name, wanted in (("vocab_size", vocab_size), ("num_experts", num_experts)):
-        require(saved[name] == wanted, "load_table", name, f"{saved[name]}, as the table was saved", wanted)
-    _check_table("load_table", saved["table"], num_experts)
-    return saved["table"]
+    content = read_sealed(path, _MAGIC, "load_table", "save_table")
+    saved_vocab_size, k, saved_experts = _HEADER.unpack_from(content)
+    for name, wanted, saved in (
+        ("vocab_size", vocab_size, saved_vocab_size), ("num_experts", num_experts, saved_experts)
+    ):  # fmt: skip
+        require(saved == wanted, "load_table", name, f"{saved}, as the table was saved", wanted)
+    entries = numpy.frombuffer(content, "<i4", vocab_size * k, _HEADER.size)
+    return torch.from_numpy(entries.astype(numpy.int32)).view(vocab_size, k)
 
 
 @dataclass(frozen=True)

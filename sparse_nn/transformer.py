@@ -165,12 +165,27 @@ class SparseTransformer(nn.Module):
 
     @classmethod
     def load(cls, folder: str | os.PathLike) -> SparseTransformer:
-        """The model that ``save`` wrote."""
-        from safetensors.torch import load_file
+        """The model that ``save`` wrote.
 
-        config = SparseTransformerConfig.from_json((Path(folder) / "config.json").read_text())
+        Raises:
+            OSError: if config.json or model.safetensors cannot be read.
+            ValueError: if one of them is damaged, or they do not belong together.
+        """
+        from safetensors import SafetensorError
+        from safetensors.torch import load
+
+        folder = Path(folder)
+        config = SparseTransformerConfig.from_json((folder / "config.json").read_bytes().decode(errors="replace"))
+        try:
+            state = load((folder / "model.safetensors").read_bytes())
+            with torch.device("meta"):  # sizes first: a damaged config may ask for more than the memory
+                cls(config).load_state_dict(state, assign=True)
+        except (SafetensorError, RuntimeError) as error:
+            raise ValueError(
+                f"SparseTransformer.load: folder must hold a model.safetensors that fits its config.json, got {folder}"
+            ) from error
         model = cls(config)
-        model.load_state_dict(load_file(Path(folder) / "model.safetensors"))
+        model.load_state_dict(state)
         return model
 
     def _embed(self, input_ids: Tensor, positions: Tensor | None = None) -> Tensor:

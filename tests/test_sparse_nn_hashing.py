@@ -201,7 +201,7 @@ def test_tokens_are_counted_from_a_tensor_or_a_stream():
 TABLE_ERRORS = [
     pytest.param(lambda: nn.count_tokens(torch.tensor([3]), 3), r"token_ids must be in \[0, 3\), got", id="counting"),
     pytest.param(lambda: nn.random_table(5, 4, 5, seed=0), "random_table: k must be in", id="k"),
-    pytest.param(lambda: nn.random_table(0, 4, seed=0), "vocab_size must be at least 1, got 0", id="vocabulary"),
+    pytest.param(lambda: nn.random_table(0, 4, seed=0), r"vocab_size must be in \[1, .*\], got 0", id="vocabulary"),
     pytest.param(lambda: nn.balanced_table(torch.tensor([-1]), 2, seed=0), "must be not negative", id="counts"),
     pytest.param(lambda: nn.clustered_table(torch.rand(3, 2), 4, seed=0), "at least 4 rows", id="clusters"),
     pytest.param(lambda: nn.load_balance(torch.zeros(3, 1).int(), torch.tensor([]).int(), 2), "one token", id="stream"),

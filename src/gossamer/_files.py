@@ -1,15 +1,16 @@
-"""Files that appear whole or not at all."""
+"""Files that appear whole or not at all, and small ones that are checked as a whole when read."""
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import secrets
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-__all__ = ["sync_folder", "whole_or_not_at_all"]
+__all__ = ["read_sealed", "sync_folder", "whole_or_not_at_all", "write_sealed"]
 
 
 @contextlib.contextmanager
@@ -37,3 +38,23 @@ def sync_folder(folder: Path) -> None:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+
+
+def write_sealed(path: str | os.PathLike[str], magic: bytes, content: bytes) -> None:
+    """Write magic, the SHA-256 of the content, and the content."""
+    with whole_or_not_at_all(path) as file:
+        file.write(magic + hashlib.sha256(content).digest() + content)
+
+
+def read_sealed(path: str | os.PathLike[str], magic: bytes, function: str, writer: str) -> bytes:
+    """The content of a file of ``write_sealed``.
+
+    Raises:
+        OSError: if the file cannot be read.
+        ValueError: in the name of ``function``, if it is not a file of ``writer``, or not as it was written.
+    """
+    data = Path(path).read_bytes()
+    digest, content = data[len(magic) :][:32], data[len(magic) + 32 :]
+    if not data.startswith(magic) or digest != hashlib.sha256(content).digest():
+        raise ValueError(f"{function}: path must be an undamaged file of {writer}, got {os.fspath(path)!r}")
+    return content
