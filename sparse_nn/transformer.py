@@ -178,14 +178,15 @@ class SparseTransformer(nn.Module):
         config = SparseTransformerConfig.from_json((folder / "config.json").read_bytes().decode(errors="replace"))
         try:
             state = load((folder / "model.safetensors").read_bytes())
-            with torch.device("meta"):  # sizes first: a damaged config may ask for more than the memory
-                cls(config).load_state_dict(state, assign=True)
-        except (SafetensorError, RuntimeError) as error:
+            layers = {int(name.split(".")[1]) for name in state if name.startswith("blocks.")}
+            if layers != set(range(config.num_layers)) or len(state["embedding.weight"]) != config.vocab_size:
+                raise KeyError("blocks")  # before a damaged config makes a model beyond all memory
+            model = cls(config)
+            model.load_state_dict(state)
+        except (SafetensorError, RuntimeError, KeyError) as error:
             raise ValueError(
                 f"SparseTransformer.load: folder must hold a model.safetensors that fits its config.json, got {folder}"
             ) from error
-        model = cls(config)
-        model.load_state_dict(state)
         return model
 
     def _embed(self, input_ids: Tensor, positions: Tensor | None = None) -> Tensor:
