@@ -27,7 +27,7 @@ inline Ints round_ints(Vector x) {
 
 #ifdef GOSSAMER_BF16_DOT
 struct Int8Dot {
-  static constexpr int kPack = 4, kLevels = 2, kPositions = 4;
+  static constexpr int kPack = 4, kLevels = 2, kPositions = 4, kWordBytes = sizeof(uint32_t);
   static Ints mul_add(Ints acc, Words bytes, Words digits) {
     return (Ints)_mm512_dpbusd_epi32((__m512i)acc, (__m512i)bytes, (__m512i)digits);
   }

@@ -47,38 +47,58 @@ struct Pass {
   int64_t first, count;
 };
 
-// Rows that will be read soon, fetched a few cache lines at a time in the order of their addresses. A single core reads
-// memory faster in that order than head by head, because the processor's own prefetcher then joins in.
-class Ahead {
+// Rows of positions [begin, end) of a pass, cache line by cache line in the order of their addresses.
+class Lines {
  public:
-  Ahead() = default;
-  Ahead(const Pass& pass, const char* const* rows, int64_t head_stride, int64_t bytes)
+  Lines() = default;
+  Lines(const Pass& pass, const char* const* rows, int64_t head_stride, int64_t bytes, int64_t begin, int64_t end)
       : rows_(rows),
         offset_(pass.first * head_stride),
         stride_(head_stride),
         heads_(pass.count),
         bytes_(bytes),
-        count_(pass.step.count),
-        row_(count_ > 0 ? rows[0] + offset_ : nullptr) {}
+        end_(std::min(end, pass.step.count)),
+        position_(begin),
+        row_(empty() ? nullptr : rows[begin] + offset_) {}
 
-  int64_t lines() const { return (count_ - position_) * heads_ * ((bytes_ + 63) / 64); }
+  bool empty() const { return position_ >= end_; }
+  int64_t left() const { return empty() ? 0 : (end_ - position_) * heads_ * ((bytes_ + 63) / 64); }
 
-  [[gnu::always_inline]] void fetch(int64_t lines) {
-    for (; lines > 0 && position_ < count_; --lines) {
-      __builtin_prefetch(row_ + byte_, 0, 2);
-      if ((byte_ += 64) < bytes_) continue;
-      byte_ = 0;
-      if (++head_ == heads_) {
-        head_ = 0;
-        if (++position_ == count_) return;
-      }
-      row_ = rows_[position_] + offset_ + head_ * stride_;
+  [[gnu::always_inline]] void fetch() {
+    __builtin_prefetch(row_ + byte_, 0, 2);
+    if ((byte_ += 64) < bytes_) return;
+    byte_ = 0;
+    if (++head_ == heads_) {
+      head_ = 0;
+      if (++position_ == end_) return;
     }
+    row_ = rows_[position_] + offset_ + head_ * stride_;
   }
 
  private:
   const char* const* rows_ = nullptr;
-  int64_t offset_ = 0, stride_ = 0, heads_ = 0, bytes_ = 0, count_ = 0;
+  int64_t offset_ = 0, stride_ = 0, heads_ = 0, bytes_ = 0, end_ = 0, position_ = 0;
   const char* row_ = nullptr;
-  int64_t position_ = 0, head_ = 0, byte_ = 0;
+  int64_t head_ = 0, byte_ = 0;
+};
+
+// Rows that will be read soon, fetched a few cache lines at a time. A single core reads memory faster in the order of
+// addresses than head by head, because the processor's own prefetcher then joins in.
+class Ahead {
+ public:
+  Ahead() = default;
+  Ahead(const Lines& first, const Lines& then) : now_(first), then_(then) {}
+
+  int64_t lines() const { return now_.left() + then_.left(); }
+
+  [[gnu::always_inline]] void fetch(int64_t lines) {
+    for (; lines > 0; --lines) {
+      if (now_.empty()) now_ = std::exchange(then_, Lines());
+      if (now_.empty()) return;
+      now_.fetch();
+    }
+  }
+
+ private:
+  Lines now_, then_;
 };

@@ -5,11 +5,12 @@ template <typename Dot, int kRows>
 struct RowBlocks {
   static constexpr bool kInt8 = Dot::kPack == 4;
   static constexpr int kChunk = kLanes / kRows;
+  static constexpr int kStep = kAlong<Dot, kRows> ? kLanes : kChunk;  // words of a key per step of a score
 
   const DecodeArgs& args;
   const int64_t rows = args.padded_rows();
   const int64_t score_rows = kRows == kLanes ? rows : kRows;
-  const int64_t key_words = round_up((args.key_dim + Dot::kPack - 1) / Dot::kPack, kChunk);
+  const int64_t key_words = round_up((args.key_dim + Dot::kPack - 1) / Dot::kPack, kStep);
   const int64_t key_stride = round_up(key_words, kLanes);
 
   int64_t vectors_at(int64_t row) const { return !kInt8 && kRows == kLanes && args.rows() - row > kLanes ? 2 : 1; }
@@ -97,7 +98,8 @@ class Queries {
     }
   }
 
-  // block[w / kChunk][level][vector][r * kChunk + w % kChunk] = word kLevels w + level of row r.
+  // block[w / kChunk][level][vector][r * kChunk + w % kChunk] = word kLevels w + level of row r, or along the key
+  // block[w / kLanes][level][r][w % kLanes].
   void interleave(int64_t row_words, int64_t vectors, float* block) const {
     if constexpr (kChunk == 1) {
       const int64_t words = kLevels * blocks_.key_words;
@@ -108,6 +110,12 @@ class Queries {
         for (int i = 0; i < std::min<int64_t>(kLanes, words - w); ++i) {
           Float::store(block + (w + i) * vectors * kLanes, tile[i]);
         }
+      }
+    } else if constexpr (kAlong<Dot, kRows>) {
+      for (int64_t i = 0; i < kLevels * blocks_.key_words; ++i) {
+        const int64_t w = i / kLevels;
+        float* lane = block + (w / kLanes * kLevels + i % kLevels) * kRows * kLanes + w % kLanes;
+        for (int r = 0; r < kRows; ++r) lane[r * kLanes] = row_[r * row_words + i];
       }
     } else {
       for (int64_t i = 0; i < kLevels * blocks_.key_words; ++i) {

@@ -84,6 +84,16 @@ inline Vector load_row(const scalar_t* row, int64_t begin, int64_t size) {
   }
 }
 
+// A cache of other elements, which become floats where they are multiplied: for few rows, where a detour through memory
+// would cost more than the products.
+template <typename scalar_t>
+struct ConvertDot : FloatDot {
+  static constexpr int kWordBytes = sizeof(scalar_t);
+  static Words load(const char* row, int64_t word) {
+    return as_words(load_row(reinterpret_cast<const scalar_t*>(row) + word, 0, kLanes));
+  }
+};
+
 // 2 kLanes neighbouring elements as bfloat16.
 inline void store_pairs(Vector low, Vector high, uint32_t* out) {
 #ifdef GOSSAMER_BF16_DOT

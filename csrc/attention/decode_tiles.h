@@ -24,14 +24,16 @@ inline Words as_words(Vector v) { return reinterpret_cast<Words>(v); }
 // How words are multiplied. A word of the cache holds kPack elements of a row, of which part() takes as many at a time
 // as there are kLevels of query words; a word of probabilities stands for kPositions positions.
 struct FloatDot {
-  static constexpr int kPack = 1, kLevels = 1, kPositions = 1;
+  static constexpr int kPack = 1, kLevels = 1, kPositions = 1, kWordBytes = sizeof(uint32_t);
+  static Words load(const char* row, int64_t word) { return load_words(row + word * sizeof(uint32_t)); }
   static Words part(Words word, int) { return word; }
   static Vector mul_add(Vector acc, Words a, Words b) { return acc + as_float(a) * as_float(b); }
 };
 
 #ifdef GOSSAMER_BF16_DOT
 struct Bf16Dot {  // the processor multiplies pairs
-  static constexpr int kPack = 2, kLevels = 1, kPositions = 2;
+  static constexpr int kPack = 2, kLevels = 1, kPositions = 2, kWordBytes = sizeof(uint32_t);
+  static Words load(const char* row, int64_t word) { return load_words(row + word * sizeof(uint32_t)); }
   static Words part(Words word, int) { return word; }
   static Vector mul_add(Vector acc, Words a, Words b) {
     return (Vector)_mm512_dpbf16_ps((__m512)acc, (__m512bh)a, (__m512bh)b);
@@ -153,10 +155,10 @@ template <int kRows>
 constexpr int kTileKeys = std::max(kLanes / kRows, kAccumulators / 2);
 
 // scores[key / kChunk][v][lane] = factor * dot(query row, key) for one tile of keys.
-//   q [steps][kLevels][kVectors][kLanes] words, keys: kTileKeys rows of steps * kChunk words
-template <typename Dot, int kRows, int kVectors>
+//   q [steps][kLevels][kVectors][kLanes] words, keys: kTile rows of steps * kChunk words
+template <typename Dot, int kRows, int kVectors, int kTile = kTileKeys<kRows>>
 inline void score_tile(const uint32_t* q, const char* const* keys, int64_t steps, float factor, float* scores) {
-  constexpr int kChunk = kLanes / kRows, kTile = kTileKeys<kRows>;
+  constexpr int kChunk = kLanes / kRows;
   constexpr int kSums = kVectors == 1 && 2 * kTile <= kAccumulators ? 2 : 1;
   Vector acc[kSums][kVectors][kTile];
   const char* key[kTile];
@@ -175,7 +177,8 @@ inline void score_tile(const uint32_t* q, const char* const* keys, int64_t steps
     }
 #pragma GCC unroll 16
     for (int t = 0; t < kTile; ++t) {
-      const Words word = broadcast<kChunk>(key[t] + s * kChunk * sizeof(uint32_t));
+      const Words word =
+          kChunk == kLanes ? Dot::load(key[t], s * kChunk) : broadcast<kChunk>(key[t] + s * kChunk * sizeof(uint32_t));
 #pragma GCC unroll 2
       for (int l = 0; l < Dot::kLevels; ++l) {
         const Words part = Dot::part(word, l);
@@ -203,6 +206,35 @@ inline void score_tile(const uint32_t* q, const char* const* keys, int64_t steps
   }
 }
 
+// True where the lanes of a vector run along the key although there are several rows: with 16 registers that takes half
+// the instructions of a broadcast for every kChunk words.
+template <typename Dot, int kRows>
+constexpr bool kAlong = kLanes == 8 && (kRows == 2 || kRows == 4) && Dot::kPositions == 1;
+
+// The scores of kChunk keys, in the layout of score_tile.
+//   q [steps][kLevels][kRows][kLanes] words, keys: kChunk rows of steps * kLanes words
+template <typename Dot, int kRows>
+inline void score_along(const uint32_t* q, const char* const* keys, int64_t steps, float factor, float* scores) {
+  constexpr int kChunk = kLanes / kRows;
+  Vector sums[kLanes] = {};
+#pragma GCC unroll 4
+  for (int c = 0; c < kChunk; ++c) {
+    const uint32_t* rows = q;
+    for (int64_t s = 0; s < steps; ++s) {
+      const Words word = Dot::load(keys[c], s * kLanes);
+#pragma GCC unroll 2
+      for (int l = 0; l < Dot::kLevels; ++l) {
+        const Words part = Dot::part(word, l);
+#pragma GCC unroll 4
+        for (int r = 0; r < kRows; ++r, rows += kLanes) {
+          sums[r * kChunk + c] = Dot::mul_add(sums[r * kChunk + c], load_words(rows), part);
+        }
+      }
+    }
+  }
+  Float::store(scores, factor * reduce_chunks(sums));
+}
+
 // Values of two vectors of dims, packed beforehand: [unit][2 kLanes] words.
 struct PackedValues {
   const uint32_t* data;
@@ -222,7 +254,7 @@ struct DirectValues {
   template <int kChunk, int kVectors>
   void load(int64_t unit, int64_t d, Words* out) const {
     if constexpr (Dot::kPack == 1) {
-      for (int v = 0; v < kVectors; ++v) out[v] = load_words(rows[unit] + (d + v * kLanes) * sizeof(float));
+      for (int v = 0; v < kVectors; ++v) out[v] = Dot::load(rows[unit], d + v * kLanes);
     } else if constexpr (kSplitDims<Dot>) {
       for (int v = 0; v < kVectors; v += 2) {
         const Words word = load_words(rows[unit] + (d + v * kLanes) * 2);
