@@ -12,7 +12,7 @@ from gossamer.graph.csr import CSR
 from gossamer.graph.drew_layers import DRewGatedGCNConv, DRewGCNConv, DRewGINConv
 from gossamer.graph.drew_stack import run_layers
 from gossamer.graph.hop_graph import stack_layers
-from gossamer.graph.layers import GraphSequential
+from gossamer.graph.layers import GraphSequential, check_features
 
 __all__ = ["DRew", "drew_width"]
 
@@ -77,6 +77,7 @@ class DRew(nn.Module):
             shells: at least ``num_hops`` graphs of N nodes.
             edge_attr: what ``hop_edge_attr`` gives, for layers with edge_channels or edge_types.
         """
+        check_features("DRew", x, self.encoder)
         return self.head(run_layers(list(self.convs), self.encoder(x), shells, edge_attr, recompute=self.recompute))
 
     @property

@@ -31,6 +31,7 @@ __all__ = [
     "NodeDropout",
     "ReLUDropout",
     "State",
+    "check_features",
     "init_uniform_",
     "reset_linear",
 ]
@@ -267,3 +268,13 @@ class ReLUDropout(NodeDropout):
     def forward(self, graph: Any, x: Tensor, *rest: Tensor) -> Tensor | State:
         out = relu_dropout(x, self.p, training=self.training, **self._key(graph))
         return (out, *rest) if rest else out
+
+
+def check_features(function: str, x: Tensor, encoder: nn.Module) -> None:
+    """x is what a linear encoder takes; another module says itself what it takes."""
+    if not isinstance(encoder, nn.Linear):
+        return
+    if x.dim() != 2 or x.shape[1] != encoder.in_features:
+        raise ValueError(f"{function}: x must be [N, {encoder.in_features}], got {list(x.shape)}")
+    if x.dtype != encoder.weight.dtype and not torch.is_autocast_enabled(x.device.type):
+        raise TypeError(f"{function}: x must be {encoder.weight.dtype} like the weights, got {x.dtype}")

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from gossamer._arguments import typed
 from gossamer.graph.aggregate import aggregate
 from gossamer.graph.csr import CSR
+from gossamer.graph.layers import check_features
 
 __all__ = ["MergedShells", "SPN", "SPNConv", "merge_shells"]
 
@@ -133,6 +134,7 @@ class SPN(nn.Module):
             if len(shells) < self.num_hops:
                 raise ValueError(f"SPN: shells must be at least {self.num_hops} graphs, got {len(shells)}")
             shells = merge_shells(shells[: self.num_hops])
+        check_features("SPN", x, self.encoder)
         x = self.encoder(x)
         for conv in self.convs:
             x = conv(shells, x)

@@ -269,6 +269,7 @@ def _check_table(function: str, table: Tensor, num_experts: int) -> None:
     require(table.dim() == 2 and table.numel() > 0, function, "table", "[vocab_size, k], not empty", tuple(table.shape))
     if table.dtype is not torch.int16:
         require_ids(table, function, "table")
+    require_num_experts(function, num_experts)
     low, high = int(table.min()), int(table.max())
     require(low >= 0 and high < num_experts, function, "table", f"in [0, {num_experts})", f"[{low}, {high}]")
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from gossamer._arguments import typed
-from gossamer.sparse_nn._checks import require, require_ids
+from gossamer.sparse_nn._checks import require, require_ids, require_num_experts
 from gossamer.sparse_nn.route_plan import RoutePlan
 from gossamer.sparse_nn.routing import HashRouter, Routing, checked_token_ids
 
@@ -77,6 +77,7 @@ def previous_token_hash(table: Tensor, token_ids: Tensor, *, bos_id: int) -> Ten
 def bigram_hash(token_ids: Tensor, num_experts: int, *, bos_id: int, prime: int = 1000003) -> Tensor:
     """expert_ids[t] = (x[t] + prime * x[t - 1]) mod num_experts, k = 1."""
     require_ids(token_ids, "bigram_hash", "token_ids")
+    require_num_experts("bigram_hash", num_experts)
     require(prime % num_experts != 0, "bigram_hash", "prime", "no multiple of num_experts", prime)
     pair = token_ids.long() + prime * _shifted(token_ids, bos_id).long()
     return (pair % num_experts).unsqueeze(-1).int()
@@ -86,6 +87,7 @@ def bigram_hash(token_ids: Tensor, num_experts: int, *, bos_id: int, prime: int 
 def position_hash(token_ids: Tensor, num_experts: int) -> Tensor:
     """expert_ids[t] = t mod num_experts, k = 1: a sanity check that knows nothing of the token."""
     require_ids(token_ids, "position_hash", "token_ids")
+    require_num_experts("position_hash", num_experts)
     position = torch.arange(token_ids.shape[-1], device=token_ids.device, dtype=torch.int32)
     return (position % num_experts).expand(token_ids.shape).unsqueeze(-1)
 

@@ -245,7 +245,8 @@ struct Decoder {
                                                out + (first + r) * value_lanes, value_lanes, begin == 0, ahead, lines);
       return kTile;
     };
-    const int64_t rows = std::min<int64_t>(kVectors * kRows, args.rows() - first);
+    const int64_t taken = std::min<int64_t>(kVectors * kRows, args.rows() - first);
+    const int64_t rows = (taken + kBlock - 1) / kBlock * kBlock;  // as far as outputs have room, and no further
     for (int64_t r = 0; r < rows;) {
       if constexpr (kSix && kColumns == 2) {
         if (const int64_t left = rows - r; left >= 12 || (left % 4 == 2 && left > 2)) {
