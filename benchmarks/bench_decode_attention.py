@@ -33,9 +33,10 @@ Groups of 4 on AVX2: copies of the two products alone take 5.5 and 5.3 ms for (8
 takes 17 (8 GB/s). Without fetching they took 13.6 and 19 to 21 ms; one position at a time fetched 16 to 32 KB ahead
 10 ms, two at a time 12; values in blocks of 4, 8, 16 and 32 positions fetched a block ahead 12, 12, 9.8 and 9.4 ms.
 So few rows now fetch 32 KB ahead of what they read, and with 2 to 4 rows a vector of sums runs along the key, which
-halves the instructions of a broadcast for every two words: 34 -> 22 ms. int8 and half rows are converted where they are
-multiplied and no longer in memory: int8 64 -> 23 ms. It then takes as long as bfloat16, for the two products of 4 rows
-in cache take more than its 8.5 ms of reading; products of 16 bits (vpmaddwd) were not tried. Four query positions of
+halves the instructions of a broadcast for every two words; int8 and half rows are converted where they are multiplied
+and no longer in memory. In a loop of its own, on a loaded machine, that took bfloat16 from 34 to 22 ms and int8 from 64
+to 23. int8 then takes as long as bfloat16, for the two products of 4 rows in cache take more than its 8.5 ms of
+reading; products of 16 bits (vpmaddwd) were not tried. Four query positions of
 groups of 4 are bound by arithmetic on AVX2 (2.1 GFLOP, 23 to 32 ms at its peak), those of single heads by memory.
 
 Shared prefixes. Sequences take turns on a pass of a leaf whose rows are in the second cache: 2 cost 1.28 times one, 8

@@ -17,6 +17,8 @@ order turns. With AVX2, on cores shared with other work (the paper's way 3.7 to 
     the same, messages of all layers kept (in use)                     1.05 s, 3.5x, of it 0.13 s in the system
     the 165 products alone, as torch computes them                     0.81 s, 4.6x
 
+The step and the products alone vary with what else the cores do: 2.6x (1.26 s) and 5.0x (0.71 s) in another run.
+
 A 6 x 2 tile runs at 80 GFLOP/s in the first-level cache, a 4 x 2 tile at 58 to 78.
 With recompute=True it is 220 products.
 Batch norm takes its statistics over all molecules in every hop of every layer, so that the stack cannot run molecule by

@@ -19,11 +19,12 @@ The figures above are of AVX-512 with bfloat16 products. A processor with AVX2 a
 of float32 products, and 16 registers hold the sums of a smaller tile. Forward + backward of the same shapes in a loop
 of its own (Zen 3 at 91 GFLOP/s), in percent of that peak. On a loaded machine: dot products in tiles of 4 x 4
 (29, with the backward pass 35), in tiles of 4 x 3 (34, 37), the same with products that the compiler may not move (50,
-44; the tile alone 60: it must widen what it reads, and its sums end in lanes to add up); transposed panels in float32
-and tiles of 6 x 16 (50, 42), which alone on the machine give 69 and 60 and are in use. What is left there: tiles
-alone reach 90 %; the rest goes into packing, rounding and stores, most where a weight gradient sums over 64 rows only.
-Few tokens: the panels cost about as much as they save. T 1 takes 42 % of the read bandwidth (4 x 4 tiles: 50), T 32
-33 to 35 (31 to 41); transposing through the stack (28), and prefetch into the first-level cache (42) were no better.
+41 to 48; the tile alone 60: it must widen what it reads, and its sums end in lanes to add up); transposed panels in
+float32 and tiles of 6 x 16 (50, 42), which are in use and gave 69 and 60 alone on the machine, before the last
+changes to transposing and prefetch. What is left there: tiles alone reach 90 %; the rest goes into packing, rounding
+and stores, most where a weight gradient sums over 64 rows only. Few tokens: the panels cost about as much as they
+save. T 1 takes 39 to 43 % of the read bandwidth (4 x 4 tiles: 50), T 32 33 to 35 (31 to 41); transposing through the
+stack (28), and prefetch into the first-level cache (42) were no better.
 """
 
 from __future__ import annotations

@@ -140,9 +140,9 @@ def two_processes_speed() -> harness.Figure:
 
     CPU seconds of one epoch of all layers on an AVX2 processor, 4.4 on the full graph: 5.6 with 8 and 5.9 with 16
     chunks before pulls left out edges to chunks that are not there, 4.7 to 5.4 and 5.2 since. 2BP takes 5.5 with 8
-    chunks (3 % more, as much as its shorter bubble gives back). Memory allocation is not what is left: an epoch has few
-    page faults, and neither a heap that is never given back nor huge pages change it. Copying history to where chunks
-    read it takes 0.12.
+    chunks (3 % more; its shorter bubble would give back about as much). Memory allocation seems not to be what is
+    left: a steady epoch has few page faults, and neither a heap that is never given back nor huge pages gained in a
+    few runs. Copying history to where chunks read it takes 0.12.
     """
     found, chunks = in_turns(), planned_chunks()
     names = {"pipeline": "pipeline", "chunks": f"alone, {chunks} chunks", "whole": "alone, full graph"}
