@@ -90,7 +90,8 @@ class CompressedCSR:
             file.write(codes[size:].numpy().data)  # padding
             num_bytes = file.tell()
         codes = torch.from_file(os.fspath(path), size=num_bytes, dtype=torch.uint8)
-        return cls(codes, *places, num_edges)
+        offsets, positions, bases = places
+        return cls(codes, offsets, positions, bases, num_edges)
 
     def to_csr(self) -> CSR:
         """The graph with columns ascending in each row and edges numbered in this order."""

@@ -67,7 +67,7 @@ def test_the_message_names_function_argument_and_requirement(call: Callable[[], 
 
 def test_what_the_annotations_allow_passes() -> None:
     assert example(X, np.int64(3), rate=2, sizes=(1, 2), mask=X, anything=object(), call=None) == 3
-    assert example(torch.nn.Parameter(X), rate=np.float32(0.5), mode="b", sizes=[], flag=True) == 1
+    assert example(torch.nn.Parameter(X), rate=np.float32(0.5), mode="b", sizes=np.arange(3), flag=True) == 1
 
 
 def test_python_s_own_errors_stay() -> None:

@@ -145,10 +145,12 @@ def _any_of(parts: Sequence[Requirement | None]) -> Requirement | None:
 
 
 def _sequence_of(element: Requirement | None) -> Requirement:
-    """A list, a tuple or another sequence, but not a string."""
+    """A list, a tuple or whatever else has a length and elements, as nn.ModuleList; not a string, not a tensor."""
 
     def holds(value: Any) -> bool:
-        if isinstance(value, str) or not isinstance(value, Sequence):
+        if not (hasattr(value, "__len__") and hasattr(value, "__iter__")):
+            return False
+        if isinstance(value, (str, bytes, Mapping, Tensor)):
             return False
         return element is None or all(map(element.holds, value))
 
