@@ -103,3 +103,10 @@ def _from_arrays(rowptr: Tensor, col: Tensor, values: Tensor | None, shape: Any,
         values = None if values.dtype == torch.bool else values.float()
     num_nodes = int(shape[0])
     return CSR(rowptr.long(), col.to(_col_dtype(num_nodes)), num_nodes=num_nodes, weight=values)
+
+
+def graph_of(transform: str, data: Any, weight: Tensor | None = None) -> CSR:
+    """The graph of a PyG Data, in the name of a transform."""
+    if not isinstance(getattr(data, "edge_index", None), Tensor):
+        raise TypeError(f"{transform}: data must be a PyG Data with an edge_index, got {type(data).__name__}")
+    return CSR.from_edge_index(data.edge_index, data.num_nodes, weight=weight)

@@ -15,6 +15,7 @@ from torch import Tensor
 from gossamer._arguments import typed
 from gossamer.graph.aggregate import propagation
 from gossamer.graph.csr import CSR
+from gossamer.graph.csr_convert import graph_of
 from gossamer.graph.k_hop import _MAX_PAIRS, k_hop
 from gossamer.graph.shell_file import load_shells, save_shells
 
@@ -48,10 +49,12 @@ class KHop:
             raise ValueError(f"KHop: max_hops must be an int in [1, 255], got {max_hops}")
         self.max_hops, self.directed, self.max_pairs = max_hops, directed, max_pairs
         self.cache = None if cache is None else Path(cache)
+        if self.cache is not None and self.cache.exists() and not self.cache.is_dir():
+            raise ValueError(f"KHop: cache must be a folder, got {os.fspath(self.cache)!r}")
 
     def __call__(self, data: Any) -> Any:
         """A shallow copy of the data with hop_index (int64) and hop (uint8), sorted by (hop, target, source)."""
-        shells = self._shells(CSR.from_edge_index(data.edge_index, data.num_nodes))
+        shells = self._shells(graph_of("KHop", data))
         hops = torch.arange(1, self.max_hops + 1, dtype=torch.uint8)
         data = copy.copy(data)
         data.hop_index = torch.cat([torch.stack([shell.col.long(), shell._rows.long()]) for shell in shells], 1)

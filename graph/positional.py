@@ -11,6 +11,7 @@ from torch import Tensor
 from gossamer._arguments import typed
 from gossamer.graph.aggregate import aggregate
 from gossamer.graph.csr import CSR
+from gossamer.graph.csr_convert import graph_of
 
 __all__ = ["LaplacianPE", "RandomWalkPE", "laplacian_pe", "random_walk_pe"]
 
@@ -108,7 +109,7 @@ class RandomWalkPE:
 
     def __call__(self, data: Any) -> Any:
         """A shallow copy of the data with the values [num_nodes, num_steps]; edge_weight is used where present."""
-        graph = CSR.from_edge_index(data.edge_index, data.num_nodes, weight=getattr(data, "edge_weight", None))
+        graph = graph_of("RandomWalkPE", data, getattr(data, "edge_weight", None))
         return _with_values(data, random_walk_pe(graph, self.num_steps), self.attr_name)
 
     def __repr__(self) -> str:
@@ -129,7 +130,7 @@ class LaplacianPE:
 
     def __call__(self, data: Any) -> Any:
         """A shallow copy of the data with the values [num_nodes, num_vectors]."""
-        graph = CSR.from_edge_index(data.edge_index, data.num_nodes)
+        graph = graph_of("LaplacianPE", data)
         return _with_values(data, laplacian_pe(graph, self.num_vectors), self.attr_name)
 
     def __repr__(self) -> str:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from gossamer._arguments import typed
-from gossamer.graph.csr import CSR
+from gossamer.graph.csr_convert import graph_of
 from gossamer.graph.k_hop import k_hop
 from gossamer.graph.rewiring import fosr, sdrf
 
@@ -36,7 +36,7 @@ class SDRF:
     def __call__(self, data: Any) -> Any:
         """A shallow copy of the data with its new edges."""
         added, removed = sdrf(
-            _graph(data), self.num_iterations, tau=self.tau, removal_bound=self.removal_bound, seed=self.seed
+            graph_of("SDRF", data), self.num_iterations, tau=self.tau, removal_bound=self.removal_bound, seed=self.seed
         )
         return _with_edges(data, torch.cat([added, added.flip(0)], 1), removed)
 
@@ -59,7 +59,8 @@ class FoSR:
 
     def __call__(self, data: Any) -> Any:
         """A shallow copy of the data with its new edges."""
-        added = fosr(_graph(data), self.num_edges, num_power_iterations=self.num_power_iterations, seed=self.seed)
+        graph = graph_of("FoSR", data)
+        added = fosr(graph, self.num_edges, num_power_iterations=self.num_power_iterations, seed=self.seed)
         return _with_edges(data, torch.cat([added, added.flip(0)], 1))
 
     def __repr__(self) -> str:
@@ -74,15 +75,11 @@ class TwoHop:
 
     def __call__(self, data: Any) -> Any:
         """A shallow copy of the data with its new edges."""
-        shell = k_hop(_graph(data), 2)[1]
+        shell = k_hop(graph_of("TwoHop", data), 2)[1]
         return _with_edges(data, torch.stack([shell.col.long(), shell._rows]))
 
     def __repr__(self) -> str:
         return "TwoHop()"
-
-
-def _graph(data: Any) -> CSR:
-    return CSR.from_edge_index(data.edge_index, data.num_nodes)
 
 
 def _with_edges(data: Any, added: Tensor, removed: Tensor | None = None) -> Any:

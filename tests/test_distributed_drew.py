@@ -208,5 +208,5 @@ def test_bad_shells(shells, message):
 
 
 def test_shells_of_another_type():
-    with pytest.raises(TypeError, match="HopGraph: shells must be CSRs, got Tensor"):
+    with pytest.raises(TypeError, match="HopGraph: shells must be a sequence, each element a CSR, got list of Tensor"):
         HopGraph([torch.zeros(2, 2)])

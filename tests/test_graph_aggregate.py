@@ -307,7 +307,7 @@ def test_compiles_whole(reduce):
     assert torch.equal(got, want)
 
 
-NO_TENSOR = "x must be a float32, float64, bfloat16 or float16 tensor, got list"
+NO_TENSOR = "x must be a tensor, got list"
 WRONG = [
     pytest.param({"x": [[1.0]]}, TypeError, NO_TENSOR, id="no tensor"),
     pytest.param({"x": torch.ones(3, 2).int()}, TypeError, r"x must be a float32.*got torch.int32", id="integers"),

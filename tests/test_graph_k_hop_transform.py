@@ -71,3 +71,7 @@ def test_wrong_inputs(tmp_path):
         load_shells(tmp_path / "a")
     with pytest.raises(ValueError, match=r"KHop: max_hops must be an int in \[1, 255\], got 0"):
         KHop(0)
+    with pytest.raises(ValueError, match="KHop: cache must be a folder, got"):
+        KHop(1, cache=tmp_path / "a")
+    with pytest.raises(TypeError, match="KHop: data must be a PyG Data with an edge_index, got NoneType"):
+        KHop(1)(None)

@@ -74,10 +74,15 @@ def _public_name(function: Callable[..., Any]) -> str:
 
 
 def _shown(value: Any) -> str:
-    if isinstance(value, (Tensor, list, tuple, dict)):
-        return f"a {type(value).__name__}"
-    text = repr(value)
-    return text if len(text) <= 60 else f"a {type(value).__name__}"
+    """A wrong value where it says more than its type."""
+    if isinstance(value, str):
+        return repr(value)
+    if isinstance(value, int) and not _is_int(value):
+        return f"{value}, beyond 64 bits"
+    name = type(value).__name__
+    if isinstance(value, (list, tuple)) and value:
+        return f"{name} of {', '.join(sorted({type(element).__name__ for element in value}))}"
+    return name
 
 
 def _parameters(function: Callable[..., Any]) -> list[Parameter]:
@@ -106,7 +111,7 @@ def _is_number(value: Any) -> bool:
 
 
 PLAIN = {
-    int: Requirement(_is_int, "an integer of at most 64 bits"),
+    int: Requirement(_is_int, "an int"),
     float: Requirement(_is_number, "a number"),
     bool: Requirement(lambda value: isinstance(value, bool), "True or False"),
     str: Requirement(lambda value: isinstance(value, str), "a string"),
