@@ -2,7 +2,8 @@
 # Both use the active virtual environment if it has torch, else .venv (created with PYTHON, default python3).
 
 PYTHON ?= python3
-JOBS ?= $(shell nproc 2> /dev/null || echo 1)
+# All cores: left to itself nproc answers OMP_NUM_THREADS.
+JOBS ?= $(shell env -u OMP_NUM_THREADS nproc 2> /dev/null || echo 1)
 ARGS ?=
 FILTER ?=
 CASES ?= 10000

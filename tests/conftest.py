@@ -63,6 +63,7 @@ def pytest_report_header() -> list[str]:
     return [f"{name} left out: needs {', '.join(sorted(missing))}" for name, missing in LEFT_OUT.items()]
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist looks for groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("launch"):  # several processes each: never two such tests at the same time
