@@ -39,7 +39,7 @@ class Parameter(NamedTuple):
 def typed(function: Callable[P, R]) -> Callable[P, R]:
     """Decorator: arguments of a type other than the annotated one raise a TypeError that names function and argument.
 
-    Checked are tensors, numbers (an int must fit 64 bits), strings, flags, classes, literals, None where allowed, and
+    Checked are tensors, numbers (an int must fit 64 bits), strings, flags, classes, None where allowed, and
     the elements of sequences; other annotations are not. Traced code (torch.compile) is not checked. The annotations
     are read at the first call, when all modules are there.
     """
@@ -130,9 +130,8 @@ def _requirement(hint: Any) -> Requirement | None:
         return PLAIN[hint if hint in PLAIN else origin]
     if origin in (Union, types.UnionType):
         return _any_of([_requirement(part) for part in typing.get_args(hint)])
-    if origin is Literal:
-        choices = typing.get_args(hint)
-        return Requirement(lambda value: value in choices, f"one of {', '.join(map(repr, choices))}")
+    if origin is Literal:  # which of them is the function's to say: it is a matter of value
+        return _any_of([PLAIN.get(kind) for kind in dict.fromkeys(map(type, typing.get_args(hint)))])
     if origin in (list, Sequence):
         return _sequence_of(_requirement(typing.get_args(hint)[0]))
     if origin in (dict, Mapping, tuple, Iterable) or isinstance(hint, type):
