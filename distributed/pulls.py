@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cached_property
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -47,8 +48,8 @@ class PullOrder:
 
     def __init__(self, part: Part) -> None:
         self._part = part
-        self._pairs: dict[int, Tensor] = {}  # by graph: puller and pulled of every transposed edge
-        self._pulled: dict[int, Pulled] = {}
+        self._pairs: WeakKeyDictionary[CSR, Tensor] = WeakKeyDictionary()  # puller and pulled of transposed edges
+        self._pulled: WeakKeyDictionary[CSR, Pulled] = WeakKeyDictionary()  # of this epoch
         self.begin_epoch(range(part.num_chunks))
 
     def begin_epoch(self, order: Sequence[int]) -> None:
@@ -60,13 +61,12 @@ class PullOrder:
 
     def pulled(self, graph: CSR) -> Pulled:
         """The rows of the transposed graph, with the edges to chunks that come back no later than the puller."""
-        key = id(graph)
-        if key not in self._pulled:
-            if key not in self._pairs:
-                self._pairs[key] = self._pair_of_edges(graph)
+        if graph not in self._pulled:
+            if graph not in self._pairs:
+                self._pairs[graph] = self._pair_of_edges(graph)
             is_there = self._is_there.flatten().to(graph.rowptr.device)
-            self._pulled[key] = Pulled(graph, is_there[self._pairs[key]])
-        return self._pulled[key]
+            self._pulled[graph] = Pulled(graph, is_there[self._pairs[graph]])
+        return self._pulled[graph]
 
     def _pair_of_edges(self, graph: CSR) -> Tensor:
         chunk, transposed = self._part.chunk, graph.transpose()

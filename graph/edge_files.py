@@ -254,8 +254,8 @@ def _read_npz(path: Path, columns: Columns, chunk_edges: int, limit: int) -> Ite
         try:
             with zipfile.ZipFile(file) as archive:
                 yield from _read_members(path, archive, columns, chunk_edges, limit)
-        except (zipfile.BadZipFile, zlib.error, EOFError, OSError, NotImplementedError, RuntimeError) as error:
-            raise _bad(str(path), "be a whole .npz file", error) from None  # a damaged file raises any of these
+        except _DAMAGED_ZIP as error:
+            raise _bad(str(path), "be a whole .npz file", error) from None
 
 
 def _read_members(
@@ -313,6 +313,9 @@ class _Member:
 
 
 _VALUES = ("weight", "time")
+# What zipfile raises for altered bytes: wrong checksums and codes, an early end, an offset before the file, and flags
+# that stand for a compression it lacks or for a password.
+_DAMAGED_ZIP = (zipfile.BadZipFile, zlib.error, EOFError, OSError, NotImplementedError, RuntimeError)
 
 
 def _read_torch(path: Path, columns: Columns, chunk_edges: int, limit: int) -> Iterator[Chunk]:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["require", "require_floating", "require_ids", "require_num_experts", "require_tensor"]
+__all__ = ["require", "require_device", "require_floating", "require_ids", "require_num_experts"]
 
 MAX_EXPERTS = (1 << 31) - 1  # an expert id is an int32
 
@@ -25,11 +25,8 @@ def require_ids(ids: Any, function: str, argument: str) -> None:
         raise TypeError(f"{function}: {argument} must be int32 or int64, got {ids.dtype}")
 
 
-def require_tensor(x: Any, function: str, argument: str, device: torch.device | None = None) -> None:
-    """``x`` is a tensor, and on ``device`` if that is given."""
-    if not isinstance(x, Tensor):
-        raise TypeError(f"{function}: {argument} must be a tensor, got {type(x).__name__}")
-    require(device is None or x.device == device, function, argument, f"on {device} like the others", x.device)
+def require_device(x: Tensor, function: str, argument: str, device: torch.device) -> None:
+    require(x.device == device, function, argument, f"on {device} like the others", x.device)
 
 
 def require_floating(tensor: Tensor, function: str, argument: str) -> None:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from gossamer._arguments import typed
-from gossamer.sparse_nn._checks import require, require_tensor
+from gossamer.sparse_nn._checks import require, require_device
 
 __all__ = ["decode_attention", "merge_attention"]
 
@@ -110,10 +110,9 @@ def merge_attention(outs: list[Tensor] | tuple[Tensor, ...], lses: list[Tensor] 
     require(
         len(outs) > 0 and len(outs) == len(lses), "merge_attention", "lses", f"{max(len(outs), 1)} tensors", len(lses)
     )
-    require_tensor(outs[0], "merge_attention", "outs")
     for name, parts, shape in (("outs", outs, outs[0].shape), ("lses", lses, outs[0].shape[:-1])):
         for part in parts:
-            require_tensor(part, "merge_attention", name, outs[0].device)
+            require_device(part, "merge_attention", name, outs[0].device)
             require(part.shape == shape, "merge_attention", name, f"of shape {tuple(shape)}", tuple(part.shape))
     lse = torch.stack(list(lses))  # [parts, ...]
     weights = (lse - lse.logsumexp(0)).exp().nan_to_num(0.0)  # all parts empty: -inf minus -inf
@@ -135,11 +134,9 @@ def _call(*arguments: Any) -> tuple[Tensor, Tensor]:
 
 
 def _check_devices(q: Tensor, **others: Tensor | None) -> None:
-    """All are tensors of one device; only options may be None."""
-    require_tensor(q, NAME, "q")
     for name, tensor in others.items():
-        if tensor is not None or name in ("k", "v"):
-            require_tensor(tensor, NAME, name, q.device)
+        if tensor is not None:
+            require_device(tensor, NAME, name, q.device)
 
 
 def _check_tensors(q: Tensor, k: Tensor, v: Tensor, block_table: Tensor | None) -> None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from gossamer._arguments import typed
-from gossamer.sparse_nn._checks import require, require_tensor
+from gossamer.sparse_nn._checks import require, require_device
 from gossamer.sparse_nn.decode_attention import decode_attention
 
 __all__ = ["CacheFullError", "KVCache", "PagedKVCache"]
@@ -59,6 +59,7 @@ class KVCache:
         """[batch_size], int64: positions in use."""
         return torch.tensor(self.lengths, dtype=torch.int64, device=self.k.device)
 
+    @typed
     def append(self, k: Tensor, v: Tensor) -> None:
         """Write k [B, Q, Hkv, Dk] and v [B, Q, Hkv, Dv] behind the last position of every sequence.
 
@@ -167,6 +168,7 @@ class PagedKVCache:
             self._release(block)
         del self._lengths[sequence]
 
+    @typed
     def append(self, sequences: Sequence[Hashable], k: Tensor, v: Tensor) -> None:
         """Write k [n, Q, Hkv, Dk] and v [n, Q, Hkv, Dv] behind the last position of n different sequences.
 
@@ -245,7 +247,7 @@ class PagedKVCache:
 def _check_rows(method: str, cache: KVCache | PagedKVCache, sequences: int, k: Tensor, v: Tensor) -> None:
     """k and v are as many rows for every sequence, in the shapes and on the device of the cache."""
     for name, rows in (("k", k), ("v", v)):
-        require_tensor(rows, method, name, cache.k.device)
+        require_device(rows, method, name, cache.k.device)
         require(rows.dim() == 4, method, name, "of 4 dimensions", tuple(rows.shape))
     for name, rows, own in (("k", k, cache.k), ("v", v, cache.v)):
         shape = (sequences, k.shape[1], *own.shape[2:])

@@ -178,12 +178,10 @@ class SparseTransformer(nn.Module):
         config = SparseTransformerConfig.from_json((folder / "config.json").read_bytes().decode(errors="replace"))
         try:
             state = load((folder / "model.safetensors").read_bytes())
-            layers = {int(name.split(".")[1]) for name in state if name.startswith("blocks.")}
-            if layers != set(range(config.num_layers)) or len(state["embedding.weight"]) != config.vocab_size:
-                raise KeyError("blocks")  # before a damaged config makes a model beyond all memory
+            _check_counts(state, config)
             model = cls(config)
             model.load_state_dict(state)
-        except (SafetensorError, RuntimeError, KeyError) as error:
+        except (SafetensorError, RuntimeError) as error:
             raise ValueError(
                 f"SparseTransformer.load: folder must hold a model.safetensors that fits its config.json, got {folder}"
             ) from error
@@ -285,6 +283,14 @@ def _hash_router(config: SparseTransformerConfig, table: Tensor | None) -> HashR
     if config.hash == "token":
         return HashRouter(table.clone(), num_experts)
     return ContextualHashRouter(config.hash, table.clone(), num_experts, bos_id=config.bos_id)
+
+
+def _check_counts(state: dict[str, Tensor], config: SparseTransformerConfig) -> None:
+    """Blocks and vocabulary of a file against its config, before a damaged one makes a model beyond all memory."""
+    num_blocks = len({name.split(".")[1] for name in state if name.startswith("blocks.")})
+    embedding = state.get("embedding.weight")
+    if num_blocks != config.num_layers or embedding is None or len(embedding) != config.vocab_size:
+        raise RuntimeError(f"a config of {config.num_layers} blocks, and a file of {num_blocks}, or another vocabulary")
 
 
 def _experts(config: SparseTransformerConfig, table: Tensor | None) -> MoE:

@@ -1,4 +1,5 @@
-"""Damaged files: every reader gives what was written, or a ValueError; nothing crashes, nothing is read as other data.
+"""Damaged files: every reader gives data or a ValueError, and nothing crashes. Where a checksum covers a file, the
+data is what was written.
 
 GOSSAMER_FUZZ_CASES sets the number of cases per reader (25; ``make fuzz`` runs 10 000 under sanitizers).
 """

@@ -22,43 +22,33 @@
   }
 }
 
-// words[p * stride + r] = rows[r][p] for eight rows and as many elements p < depth as come in whole registers; returns
-// their number. The line `ahead` elements behind each row is brought into the cache.
-inline int64_t transpose_eight(const BFloat16* const* rows, int64_t depth, int64_t ahead, float* words,
+// words[p * stride + r] = rows[r][p] for eight rows of float or bfloat16 and as many elements p < depth as come in
+// whole registers; returns their number. The line `ahead` elements behind each row is brought into the cache.
+template <typename scalar_t>
+inline int64_t transpose_eight(const scalar_t* const* rows, int64_t depth, int64_t ahead, float* words,
                                int64_t stride) {
-  const __m256i upper = _mm256_set1_epi32(static_cast<int>(0xffff0000));
+  constexpr int64_t kElements = 32 / sizeof(scalar_t);
+  [[maybe_unused]] const __m256i upper = _mm256_set1_epi32(static_cast<int>(0xffff0000));
   int64_t p = 0;
-  for (; p + 16 <= depth; p += 16) {
-    __m256 pairs[8];
+  for (; p + kElements <= depth; p += kElements) {
+    __m256 columns[8];
 #pragma GCC unroll 8
     for (int r = 0; r < 8; ++r) {
       __builtin_prefetch(rows[r] + p + ahead, 0, 2);
-      pairs[r] = _mm256_loadu_ps(reinterpret_cast<const float*>(rows[r] + p));
+      columns[r] = _mm256_loadu_ps(reinterpret_cast<const float*>(rows[r] + p));
     }
-    transpose_words(pairs);
+    transpose_words(columns);
 #pragma GCC unroll 8
     for (int s = 0; s < 8; ++s) {
-      const __m256i pair = _mm256_castps_si256(pairs[s]);
-      float* out = words + (p + 2 * s) * stride;
-      _mm256_storeu_ps(out, _mm256_castsi256_ps(_mm256_slli_epi32(pair, 16)));
-      _mm256_storeu_ps(out + stride, _mm256_castsi256_ps(_mm256_and_si256(pair, upper)));
+      float* out = words + (p + s * (kElements / 8)) * stride;
+      if constexpr (kElements == 8) {
+        _mm256_storeu_ps(out, columns[s]);
+      } else {  // a word is a pair
+        const __m256i pair = _mm256_castps_si256(columns[s]);
+        _mm256_storeu_ps(out, _mm256_castsi256_ps(_mm256_slli_epi32(pair, 16)));
+        _mm256_storeu_ps(out + stride, _mm256_castsi256_ps(_mm256_and_si256(pair, upper)));
+      }
     }
-  }
-  return p;
-}
-
-inline int64_t transpose_eight(const float* const* rows, int64_t depth, int64_t ahead, float* words, int64_t stride) {
-  int64_t p = 0;
-  for (; p + 8 <= depth; p += 8) {
-    __m256 elements[8];
-#pragma GCC unroll 8
-    for (int r = 0; r < 8; ++r) {
-      __builtin_prefetch(rows[r] + p + ahead, 0, 2);
-      elements[r] = _mm256_loadu_ps(rows[r] + p);
-    }
-    transpose_words(elements);
-#pragma GCC unroll 8
-    for (int s = 0; s < 8; ++s) _mm256_storeu_ps(words + (p + s) * stride, elements[s]);
   }
   return p;
 }

@@ -132,8 +132,9 @@ def _requirement(hint: Any) -> Requirement | None:
         return _any_of([_requirement(part) for part in typing.get_args(hint)])
     if origin is Literal:  # which of them is the function's to say: it is a matter of value
         return _any_of([PLAIN.get(kind) for kind in dict.fromkeys(map(type, typing.get_args(hint)))])
-    if origin in (list, Sequence):
-        return _sequence_of(_requirement(typing.get_args(hint)[0]))
+    parts = typing.get_args(hint)
+    if origin in (list, Sequence) or (origin is tuple and parts[-1] is Ellipsis):
+        return _sequence_of(_requirement(parts[0]))
     if origin in (dict, Mapping, tuple, Iterable) or isinstance(hint, type):
         kind = origin or hint
         return Requirement(lambda value: isinstance(value, kind), f"{_article(kind.__name__)} {kind.__name__}")
@@ -145,16 +146,18 @@ def _any_of(parts: Sequence[Requirement | None]) -> Requirement | None:
     if len(known) < len(parts):
         return None
     tests = [part.holds for part in known]
-    return Requirement(lambda value: any(test(value) for test in tests), " or ".join(part.words for part in known))
+    words = " or ".join(dict.fromkeys(part.words for part in known))
+    return Requirement(lambda value: any(test(value) for test in tests), words)
 
 
 def _sequence_of(element: Requirement | None) -> Requirement:
-    """A list, a tuple or whatever else has a length and elements, as nn.ModuleList; not a string, not a tensor."""
+    """A list, a tuple or whatever else has a length and elements, as nn.ModuleList; not a tensor, nor one string for
+    a sequence of them."""
 
     def holds(value: Any) -> bool:
         if not (hasattr(value, "__len__") and hasattr(value, "__iter__")):
             return False
-        if isinstance(value, (str, bytes, Mapping, Tensor)):
+        if isinstance(value, (bytes, Mapping, Tensor)) or (isinstance(value, str) and element == PLAIN[str]):
             return False
         return element is None or all(map(element.holds, value))
 
