@@ -17,7 +17,7 @@ CXX_SOURCES = $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o 
 BIN := $(abspath $(ENV))/bin
 export PATH := $(BIN):$(PATH)
 
-.PHONY: help setup train train-lm train-long-range train-recsys test test-sanitized fuzz lint format package typecheck bench bench-full scoreboard gpu-check docs wheel clean
+.PHONY: help setup train train-lm train-long-range train-recsys test test-sanitized fuzz lint format package typecheck bench bench-full gate scoreboard gpu-check docs wheel clean
 
 help:
 	@echo "make train [ARGS=...]         train a 32-layer graph network with two local workers"
@@ -27,6 +27,7 @@ help:
 	@echo "make test [ARGS=...]          run the tests"
 	@echo "make lint | format            check, or mend, the formatting; make typecheck runs mypy"
 	@echo "make bench [FILTER=...]       every operator over its sizes: share of the floor, ratios, growth; bench-full: more"
+	@echo "make gate                     fails if an operator fell below 40 % of the speed recorded for this instruction set"
 	@echo "make fuzz [CASES=...]         damaged arguments for every public function, under sanitizers"
 	@echo "make scoreboard [FILTER=...]  measure all goals (or some) and write benchmarks/results/scoreboard.md"
 	@echo "make gpu-check                on a machine with a GPU: build, test and measure its kernels"
@@ -95,6 +96,9 @@ bench: $(STAMP)
 
 bench-full: $(STAMP)
 	@OMP_NUM_THREADS=1 $(BIN)/python benchmarks/sweep.py $(FILTER) --full $(if $(FILTER),,--write) $(ARGS)
+
+gate: $(STAMP)
+	@OMP_NUM_THREADS=1 $(BIN)/python benchmarks/regression.py $(ARGS)
 
 # With the torch that is there and nothing more: no set-up, no network.
 gpu-check:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 
 from setuptools import Extension, setup
+from setuptools.command.build_py import build_py
 
 try:
     import torch
@@ -24,7 +25,13 @@ PACKAGES = {
     "gossamer.sparse_nn": "sparse_nn",
     "gossamer.graph": "graph",
     "gossamer.distributed": "distributed",
+    "gossamer.benchmarks": "benchmarks",
 }
+# Of the benchmarks, those of single operators are installed, with what they import.
+INSTALLED_BENCHMARKS = {
+    "__init__", "cost", "environment", "graphs", "harness", "sweep", "sweep_graph", "sweep_sparse_nn", "timing",
+    "tokens",
+}  # fmt: skip
 HEADERS = sorted(glob.glob("csrc/*/*.h") + glob.glob("csrc/*/*.cuh"))
 CXX_FLAGS = ["-std=c++20", "-O3", "-g0", "-fvisibility=hidden", "-Wall", "-Wno-psabi", OLDEST_TORCH]
 NVCC_FLAGS = ["-std=c++20", "-O3", "-Xcompiler", "-g0", OLDEST_TORCH]
@@ -42,6 +49,14 @@ class BuildOperators(cpp_extension.BuildExtension):
     def finalize_options(self) -> None:
         super().finalize_options()
         self.build_temp = f"{BUILD_FOLDER}/objects"
+
+
+class BuildModules(build_py):
+    """Leaves out the scripts that measure against a checkout and write into it."""
+
+    def find_package_modules(self, package: str, package_dir: str) -> list[tuple[str, str, str]]:
+        modules = super().find_package_modules(package, package_dir)
+        return [m for m in modules if package != "gossamer.benchmarks" or m[1] in INSTALLED_BENCHMARKS]
 
 
 def find_cuda() -> str | None:
@@ -106,7 +121,7 @@ setup(
     package_dir=PACKAGES,
     package_data={"gossamer": ["py.typed", "_C.pyi", "_host.pyi"]},
     ext_modules=extensions,
-    cmdclass={"build_ext": BuildOperators},
+    cmdclass={"build_ext": BuildOperators, "build_py": BuildModules},
     options={"build": {"build_base": BUILD_FOLDER}},
     zip_safe=False,
 )

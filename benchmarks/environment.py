@@ -61,6 +61,8 @@ def _cpu_flags() -> list[str]:
 
 
 def _revision() -> str:
+    if not (ROOT / ".git").exists():  # installed: a repository further up would be another project's
+        return "unknown"
     command = ["git", "describe", "--always", "--dirty", "--abbrev=9", "--exclude=*"]
     try:
         return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()

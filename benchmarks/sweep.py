@@ -3,6 +3,7 @@
     make bench                      all operators, under 20 minutes on two cores; writes page, plots and CSV
     make bench-full                 more and larger sizes, and two threads
     python benchmarks/sweep.py aggregate k_hop     some operators, to the terminal
+    gossamer bench aggregate k_hop                 the same, where Gossamer is installed
 
 A sweep is a function from a size to a ``Problem``: the call, what it costs at least, and other ways to compute it.
 They take turns (see timing.py); a way that is not installed is left out with a word. Sweeps stand in sweep_*.py.
@@ -11,13 +12,15 @@ They take turns (see timing.py); a way that is not installed is left out with a 
 from __future__ import annotations
 
 import argparse
+import csv
 import importlib
+import io
 import math
 import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +30,7 @@ import harness
 from cost import Cost
 from timing import middle_half
 
-__all__ = ["Point", "Problem", "Sweep", "all_sweeps", "optional", "sweep"]
+__all__ = ["Point", "Problem", "Sweep", "all_sweeps", "measure", "optional", "sweep", "write_csv"]
 
 SECONDS_PER_POINT = {False: 2.0, True: 6.0}  # by --full
 REPEATS = 15
@@ -83,7 +86,6 @@ class Point:
     stock_ratio: float | None
     rival: str
     rival_ratio: float | None
-    seconds_at_one: float | None = None
 
     @property
     def intensity(self) -> float:
@@ -181,34 +183,58 @@ def line(point: Point) -> str:
     return f"{point.operator:<26}{size:<24}{point.seconds * 1e3:10.3f} ms {share} of the floor {ratio}"
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def main(arguments: Sequence[str] | None = None, program: str | None = None) -> int:
+    """Run the command line; returns the exit code: 0, or 2 for an unknown operator."""
+    parser = argparse.ArgumentParser(prog=program, description=__doc__.splitlines()[0])
     parser.add_argument("operators", nargs="*", help="only these (default: all)")
     parser.add_argument("--full", action="store_true", help="more and larger sizes")
     parser.add_argument("--list", action="store_true", help="name the operators and stop")
-    parser.add_argument("--write", action="store_true", help="write the page, its plots and the CSV")
-    options = parser.parse_args()
-    sweeps = [s for s in all_sweeps() if not options.operators or s.operator in options.operators]
+    parser.add_argument("--csv", type=Path, metavar="PATH", help="write the points to this file")
+    parser.add_argument("--write", action="store_true", help="in a checkout: write the page, its plots and the CSV")
+    options = parser.parse_args(arguments)
+    sweeps = {s.operator: s for s in all_sweeps()}
+    if unknown := set(options.operators) - set(sweeps):
+        parser.error(f"no sweep of {' '.join(sorted(unknown))}; --list names them")
+    chosen = [s for s in sweeps.values() if not options.operators or s.operator in options.operators]
     if options.list:
-        print("\n".join(f"{s.operator:<26}{s.axis}: {', '.join(map(str, s.sizes))}" for s in sweeps))
-        return
-    if not sweeps:
-        sys.exit(f"no sweep of {' '.join(options.operators)}; --list names them")
-    print(harness.environment_line(), flush=True)
-    start, measured = time.perf_counter(), []
-    for number, each in enumerate(sweeps, 1):
-        for point in points(each, full=options.full):
-            measured.append(point)
-            print(f"[{number:>2}/{len(sweeps)}] {line(point)}", flush=True)
-    print(f"{len(measured)} points in {time.perf_counter() - start:.0f} s")
+        print("\n".join(f"{s.operator:<26}{s.axis}: {', '.join(map(str, s.sizes))}" for s in chosen))
+        return 0
+    measured = measure_all(chosen, full=options.full)
+    if options.csv:
+        write_csv(measured, options.csv)
     if options.write:
         from sweep_report import write
 
         print("\n".join(f"written: {path}" for path in write(measured)))
+    return 0
+
+
+def measure_all(sweeps: Sequence[Sweep], *, full: bool) -> list[Point]:
+    """Every point of the sweeps, printed as it comes."""
+    print(harness.environment_line(), flush=True)
+    start, measured = time.perf_counter(), []
+    for number, each in enumerate(sweeps, 1):
+        for point in points(each, full=full):
+            measured.append(point)
+            print(f"[{number:>2}/{len(sweeps)}] {line(point)}", flush=True)
+    print(f"{len(measured)} points in {time.perf_counter() - start:.0f} s")
+    return measured
+
+
+def write_csv(points: Sequence[Point], path: Path) -> None:
+    """The points after one comment line with the environment; the file is written whole or not at all."""
+    text = io.StringIO()
+    text.write(f"# {harness.environment_line()}\n")
+    writer = csv.DictWriter(text, [f.name for f in fields(Point)], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(asdict(point) for point in points)
+    partial = path.with_name(f"{path.name}.partial")
+    partial.write_text(text.getvalue())
+    partial.replace(path)
 
 
 if __name__ == "__main__":
     # As a module of its own name, so that sweep_*.py register with the same list.
     import sweep as itself
 
-    itself.main()
+    sys.exit(itself.main())

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, fields
 from pathlib import Path
 
 import harness
 from environment import environment_line
 from reproduction import PAGES, RESULTS, plot, write_page
-from sweep import Point, exponent
+from sweep import Point, exponent, write_csv
 
 __all__ = ["write"]
 
@@ -38,8 +35,9 @@ def write(points: Sequence[Point]) -> list[Path]:
     draw_ratios(largest(one))
     draw_growth(one)
     parts = [INTRODUCTION, *table(points), "", *pictures(), f"Measured on: {environment_line()}.", ""]
-    page = write_page(NAME, "\n".join(parts))
-    return [page, *(PAGES / f"{NAME}_{plot}.png" for plot in PLOTS), write_csv(points)]
+    page, table_file = write_page(NAME, "\n".join(parts)), RESULTS / f"{NAME}.csv"
+    write_csv(points, table_file)
+    return [page, *(PAGES / f"{NAME}_{plot}.png" for plot in PLOTS), table_file]
 
 
 PLOTS = {
@@ -86,19 +84,6 @@ def table(points: Sequence[Point]) -> Iterator[str]:
 
 def milliseconds(seconds: float) -> str:
     return f"{seconds * 1e3:.3g} ms"
-
-
-def write_csv(points: Sequence[Point]) -> Path:
-    text = io.StringIO()
-    text.write(f"# {environment_line()}\n")
-    writer = csv.DictWriter(text, [f.name for f in fields(Point)], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(asdict(point) for point in points)
-    path = RESULTS / f"{NAME}.csv"
-    partial = path.with_suffix(".partial")
-    partial.write_text(text.getvalue())
-    partial.replace(path)
-    return path
 
 
 def draw_shares(points: Sequence[Point]) -> None:

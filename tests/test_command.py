@@ -65,3 +65,26 @@ def test_convert(tmp_path: Path) -> None:
     assert (done.returncode, done.stdout) == (2, "")
     assert "missing.csv" in done.stderr
     assert "convert" in run("--help").stdout
+
+
+def test_bench_lists_every_operator() -> None:
+    done = run("bench", "--list")
+    assert done.returncode == 0, done.stderr
+    names = [line.split()[0] for line in done.stdout.splitlines()]
+    assert {"aggregate", "decode_attention", "neighbor_sample"} <= set(names)
+    assert len(names) == len(set(names))
+
+
+def test_bench_measures_an_operator(tmp_path: Path) -> None:
+    done = run("bench", "hash_plan", "--csv", str(tmp_path / "points.csv"))
+    assert done.returncode == 0, done.stderr
+    comment, header, *points = (tmp_path / "points.csv").read_text().splitlines()
+    assert gossamer.instruction_set() in comment
+    assert header.startswith("operator,axis,size,threads,seconds")
+    assert [point.split(",")[2] for point in points] == ["64", "512", "4096", "32768"]
+
+
+def test_bench_refuses_an_unknown_operator() -> None:
+    done = run("bench", "wormhole")
+    assert done.returncode == 2
+    assert "no sweep of wormhole" in done.stderr

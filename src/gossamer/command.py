@@ -1,12 +1,13 @@
 """The ``gossamer`` command.
 
 ``gossamer doctor`` says what this installation can do and checks that it computes; ``gossamer convert`` turns edge
-lists into the memory-mapped graph format.
+lists into the memory-mapped graph format; ``gossamer bench`` measures the operators.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib
 import importlib.metadata
 import os
 import platform
@@ -35,16 +36,27 @@ Line = tuple[str, str, str]  # ok, note or FAIL; what; how it is
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code: 0, 1 if the doctor found something broken, 2 for bad input."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    if arguments[:1] == ["convert"]:  # it has a parser of its own
+    if arguments[:1] == ["convert"]:  # it has a parser of its own, as bench has
         from gossamer.graph.convert import main as convert
 
         return convert(arguments[1:], program="gossamer convert")
+    if arguments[:1] == ["bench"]:
+        return _bench(arguments[1:])
     parser = argparse.ArgumentParser(prog="gossamer", description="Systems for graph and sparse models on PyTorch.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     commands.add_parser("doctor", help="say what was built, what this machine has, and check that operators compute")
     commands.add_parser("convert", help="turn edge lists (CSV, Parquet, npz, PyG) into the memory-mapped graph format")
+    commands.add_parser("bench", help="measure operators over their sizes: share of the floor, ratio to other ways")
     parser.parse_args(arguments)
     return doctor()
+
+
+def _bench(arguments: Sequence[str]) -> int:
+    """Run the sweeps of benchmarks/, whose modules import each other by name."""
+    folder = os.path.dirname(str(importlib.import_module("gossamer.benchmarks").__file__))
+    sys.path.insert(0, folder)
+    code: int = importlib.import_module("sweep").main(arguments, program="gossamer bench")
+    return code
 
 
 def doctor() -> int:
