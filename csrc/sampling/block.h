@@ -78,31 +78,40 @@ inline bool read_sources(const Relation& relation, const int64_t* position, int6
   return valid;
 }
 
-// Samples the rows of `targets` into a block. The randomness of a target is (seed, stream, target); `time` is that of
-// their tree where there are times, else null.
-inline bool sample_block(const Request& request, const Relation& relation, RowSampler& sampler, const int64_t* targets,
-                         const int64_t* time, uint64_t seed, uint64_t stream, Block& block) {
+// Where the targets of one subgraph of all seeds get their randomness from: see sample_block.
+struct OneSeed {
+  uint64_t seed;
+  static constexpr bool has_times() { return false; }
+  uint64_t seed_of(int64_t) const { return seed; }
+  int64_t time_of(int64_t) const { return 0; }
+};
+
+// Samples the rows of `targets` into a block. The randomness of target number i is (origin.seed_of(i), stream, target);
+// with times it sees what origin.time_of(i) lets it see.
+template <typename Origin>
+bool sample_block(const Request& request, const Relation& relation, RowSampler& sampler, const int64_t* targets,
+                  const Origin& origin, uint64_t stream, Block& block) {
   const int64_t num_targets = static_cast<int64_t>(block.count.size());
   std::vector<Row> full(num_targets), rows(num_targets);
   for_each_row(relation, targets, num_targets, [&](int64_t i, Row row) {
     full[i] = row;
-    if (time && row.size() > 0) __builtin_prefetch(relation.time + row.end - 1);
+    if (origin.has_times() && row.size() > 0) __builtin_prefetch(relation.time + row.end - 1);
   });
   int64_t bound = 0;
   for (int64_t i = 0; i < num_targets; ++i) {
-    rows[i] = time ? visible(relation, full[i], *time, request.window) : full[i];
+    rows[i] = origin.has_times() ? visible(relation, full[i], origin.time_of(i), request.window) : full[i];
     bound += sampler.bound(relation, rows[i]);
   }
   block.position = std::make_unique_for_overwrite<int64_t[]>(bound);
   block.source = std::make_unique_for_overwrite<int64_t[]>(bound);
   int64_t size = 0;
   int64_t* const position = block.position.get();
+  const auto random = [&](int64_t i) { return Random(origin.seed_of(i), stream, targets[i]); };
   for (int64_t i = 0; i < num_targets + kRowsAhead; ++i) {
-    if (i < num_targets) sampler.prepare(i, relation, rows[i], full[i], Random(seed, stream, targets[i]));
+    if (i < num_targets) sampler.prepare(i, relation, rows[i], full[i], random(i));
     const int64_t r = i - kRowsAhead;
     if (r < 0) continue;
-    const Random random(seed, stream, targets[r]);
-    const int64_t count = sampler.sample(r, relation, rows[r], full[r], random, position + size);
+    const int64_t count = sampler.sample(r, relation, rows[r], full[r], random(r), position + size);
     block.count[r] = static_cast<uint32_t>(count);
     size += count;
   }

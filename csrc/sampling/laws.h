@@ -4,9 +4,9 @@
 // A law proposes single edges (with replacement). Rejecting proposals that were seen before gives the successive
 // sampling law, the same as Efraimidis and Spirakis 2006 (algorithm A); after a bounded number of rejections the rest
 // is drawn by their exponential keys in a scan of the row, which continues the same law exactly. Whoever draws brings
-// `chosen`, a set of row offsets with insert(offset), false where it was there already, and
-// `scan(law, row, count, draws, out)`, which draws outside that set and returns how many there were. `Draws` is Random,
-// or what gives the same numbers.
+// `chosen`, a set of row offsets with insert(offset), false where it was there already, and insert_or(offset, other),
+// which inserts `other` there and returns what it inserted; and `scan(law, row, count, draws, out)`, which draws
+// outside that set and returns how many there were. `Draws` is Random, or what gives the same numbers.
 #pragma once
 
 #include <cmath>
@@ -90,9 +90,7 @@ template <typename Draws, typename Chosen>
 GOSSAMER_HOST_DEVICE int64_t floyd(Row row, int64_t count, Draws& draws, Chosen& chosen, int64_t* out) {
   for (int64_t i = 0; i < count; ++i) {
     const int64_t newest = row.size() - count + i;
-    int64_t offset = static_cast<int64_t>(draws.below(newest + 1));
-    if (!chosen.insert(offset)) chosen.insert(offset = newest);
-    out[i] = row.begin + offset;
+    out[i] = row.begin + chosen.insert_or(static_cast<int64_t>(draws.below(newest + 1)), newest);
   }
   return count;
 }

@@ -85,9 +85,14 @@ struct RecencyLaw {
 
 // The last `count` positions of positive weight, ascending.
 GOSSAMER_HOST_DEVICE inline int64_t take_last(const Relation& relation, Row row, int64_t count, int64_t* out) {
+  if (relation.weight == nullptr) {
+    const int64_t all = count < row.size() ? count : row.size();
+    for (int64_t i = 0; i < all; ++i) out[i] = row.end - all + i;
+    return all;
+  }
   int64_t size = 0;
   for (int64_t p = row.end - 1; p >= row.begin && size < count; --p) {
-    if (relation.weight == nullptr || relation.weight[p] > 0) out[size++] = p;
+    if (relation.weight[p] > 0) out[size++] = p;
   }
   for (int64_t i = 0; i < size / 2; ++i) {
     const int64_t later = out[i];

@@ -34,6 +34,12 @@ class OffsetSet {
     return true;
   }
 
+  int64_t insert_or(int64_t offset, int64_t other) {
+    if (insert(offset)) return offset;
+    insert(other);
+    return other;
+  }
+
   bool contains(uint64_t offset) { return find(offset) != 0; }
 
  private:
@@ -45,6 +51,32 @@ class OffsetSet {
 
   std::vector<uint64_t> table_;
   uint64_t mask_ = 0;
+};
+
+// The same for offsets below kCapacity, one bit each. Free of branches: in short rows, which are many, whether an
+// offset was there is a coin flip.
+class BitSet {
+ public:
+  static constexpr int64_t kCapacity = 256;
+
+  bool insert(int64_t offset) {
+    const bool is_new = !contains(offset);
+    set(offset);
+    return is_new;
+  }
+
+  int64_t insert_or(int64_t offset, int64_t other) {
+    const int64_t inserted = contains(offset) ? other : offset;
+    set(inserted);
+    return inserted;
+  }
+
+  bool contains(int64_t offset) const { return words_[offset / 64] >> (offset % 64) & 1; }
+
+ private:
+  void set(int64_t offset) { words_[offset / 64] |= uint64_t{1} << (offset % 64); }
+
+  uint64_t words_[kCapacity / 64] = {};
 };
 
 // The draws of one row that were made ahead, so that what they look up could be asked for; then new ones.
@@ -113,7 +145,6 @@ class RowSampler {
     if (takes_all(relation.fanout, row.size(), count, replace_) || temporal_ == Temporal::kLast) {
       return take_last(relation, row, count, out);
     }
-    chosen_.reset(replace_ ? 0 : count);
     return with_law(relation, temporal_, row, full, [&](const auto& law) {
       using Law = std::remove_cvref_t<decltype(law)>;
       if constexpr (std::is_same_v<Law, AliasLaw>) {
@@ -128,8 +159,19 @@ class RowSampler {
   template <typename Law, typename Draws>
   int64_t draw(const Law& law, Row row, int64_t count, Draws& draws, int64_t* out) {
     const auto scan_row = [this](const auto& l, Row r, int64_t n, auto& d, int64_t* o) { return scan(l, r, n, d, o); };
-    if (replace_) return repeat(law, row, count, draws, scan_row, out);
-    if constexpr (std::is_same_v<Law, UniformLaw>) return floyd(row, count, draws, chosen_, out);
+    if (replace_) {
+      chosen_.reset(0);
+      return repeat(law, row, count, draws, scan_row, out);
+    }
+    if constexpr (std::is_same_v<Law, UniformLaw>) {
+      if (row.size() <= BitSet::kCapacity) {
+        BitSet chosen;
+        return floyd(row, count, draws, chosen, out);
+      }
+      chosen_.reset(count);
+      return floyd(row, count, draws, chosen_, out);
+    }
+    chosen_.reset(count);
     return successive(law, row, count, draws, chosen_, scan_row, out);
   }
 

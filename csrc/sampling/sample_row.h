@@ -51,6 +51,12 @@ struct ChosenList {
     ++size;
     return true;
   }
+
+  GOSSAMER_HOST_DEVICE int64_t insert_or(int64_t offset, int64_t other) {
+    const int64_t inserted = contains(offset) ? other : offset;
+    ++size;
+    return inserted;
+  }
 };
 
 // Draws outside a list by going over the row once per drawn position: the smallest key above the one before.

@@ -71,7 +71,7 @@ class PlainRows {
   explicit PlainRows(const Request& request) : request_(request), sampler_(request.replace, request.temporal) {}
 
   bool operator()(const Relation& relation, const int64_t* targets, uint64_t stream, Block& block) {
-    return sample_block(request_, relation, sampler_, targets, nullptr, request_.seed, stream, block);
+    return sample_block(request_, relation, sampler_, targets, OneSeed{request_.seed}, stream, block);
   }
 
  private:
