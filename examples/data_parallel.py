@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from gossamer.distributed.backend import make_optimizer
 from gossamer.distributed.checkpoint import find_checkpoint, find_latest, write_checkpoint
 
+from graph_sets import GraphSet
 from long_range_configs import LongRangeConfig
 from long_range_data import Task
 
@@ -64,22 +65,27 @@ class Trainer:
         self.engine.train()
         self.schedule.begin_epoch(self.epoch)
         total = torch.zeros(2, dtype=torch.float64)  # sum of the losses, and what it is divided by
+        graphs = self.task.graphs.of_epoch(self._epoch_seed)
         for ids in self._batches():
-            total += self._train_batch(ids)
+            total += self._train_batch(graphs, ids)
         dist.all_reduce(total := total.to(self.device))
         self._average_statistics()
         self.epoch += 1
         return {"loss": float(total[0] / total[1]), "seconds": time.perf_counter() - start}
 
+    @property
+    def _epoch_seed(self) -> int:
+        return (self.seed << 32) + self.epoch
+
     def _batches(self) -> tuple[Tensor, ...]:
         """The graphs in the order of this epoch, in batches of nearly equal size."""
         train = self.task.graphs.splits["train"]
-        generator = torch.Generator().manual_seed((self.seed << 32) + self.epoch)
+        generator = torch.Generator().manual_seed(self._epoch_seed)
         count = min(math.ceil(len(train) / self.config.batch_size), len(train) // self.world)
         return train[torch.randperm(len(train), generator=generator)].tensor_split(max(count, 1))
 
-    def _train_batch(self, ids: Tensor) -> Tensor:
-        graphs, objective = self.task.graphs, self.task.objective
+    def _train_batch(self, graphs: GraphSet, ids: Tensor) -> Tensor:
+        objective = self.task.objective
         batch = graphs.batch(ids.tensor_split(self.world)[self.rank]).to(self.device)
         loss = objective.loss(self.engine(batch), batch.y)
         # DeepSpeed takes the mean over the workers of what each of them gives

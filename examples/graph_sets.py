@@ -11,6 +11,9 @@ from torch import Tensor
 
 from gossamer.graph import CSR, laplacian_pe
 
+from contacts import Contacts, Pairs
+from ragged import members, pointers
+
 __all__ = ["GraphBatch", "GraphSet", "stratified_splits"]
 
 
@@ -22,14 +25,14 @@ class GraphBatch:
         graph: N nodes, graph after graph.
         x: [N, F], float features or int64 categories.
         positional: [N, P], float, or None.
-        y: one row per graph, or per node.
+        y: one row per graph, or per node; or pairs of nodes.
         sizes: [num_graphs], int64, number of nodes of each graph.
     """
 
     graph: CSR
     x: Tensor
     positional: Tensor | None
-    y: Tensor
+    y: Tensor | Pairs
     sizes: Tensor
 
     def to(self, device: torch.device) -> GraphBatch:
@@ -47,7 +50,7 @@ class GraphSet:
         x: [N, F], float features or int64 categories.
         edge_index: [2, E], int64, source and target, numbered within all N nodes, graph after graph.
         node_ptr, edge_ptr: [num_graphs + 1], int64: graph g owns the nodes [node_ptr[g], node_ptr[g + 1]), and edges.
-        y: [num_graphs, ...] or, where ``node_level``, [N, ...].
+        y: [num_graphs, ...] or, where ``node_level``, [N, ...]; or the contacts of every graph.
         splits: numbers of the graphs, by train, val and test.
         node_level: whether nodes are labelled, not graphs.
         positional: [N, P], float, or None.
@@ -57,7 +60,7 @@ class GraphSet:
     edge_index: Tensor
     node_ptr: Tensor
     edge_ptr: Tensor
-    y: Tensor
+    y: Tensor | Contacts
     splits: dict[str, Tensor]
     node_level: bool = False
     positional: Tensor | None = None
@@ -68,16 +71,20 @@ class GraphSet:
 
     def batch(self, ids: Tensor) -> GraphBatch:
         """The graphs with these numbers, in this order."""
-        nodes, sizes = _members(self.node_ptr, ids)
-        edges, num_edges = _members(self.edge_ptr, ids)
+        nodes, sizes = members(self.node_ptr, ids)
+        edges, num_edges = members(self.edge_ptr, ids)
         moved = (sizes.cumsum(0) - sizes - self.node_ptr[ids]).repeat_interleave(num_edges)
         graph = CSR.from_edge_index(self.edge_index[:, edges] + moved, len(nodes))
         positional = None if self.positional is None else self.positional[nodes]
         return GraphBatch(graph, self.x[nodes], positional, self.y[nodes if self.node_level else ids], sizes)
 
-    def targets(self, ids: Tensor) -> Tensor:
+    def targets(self, ids: Tensor) -> Tensor | Pairs:
         """The y of these graphs."""
-        return self.y[_members(self.node_ptr, ids)[0] if self.node_level else ids]
+        return self.y[members(self.node_ptr, ids)[0] if self.node_level else ids]
+
+    def of_epoch(self, seed: int) -> GraphSet:
+        """The set as an epoch sees it: beside contacts stand other pairs every time."""
+        return replace(self, y=self.y.redrawn(seed)) if isinstance(self.y, Contacts) else self
 
     def with_laplacian(self, num_vectors: int) -> GraphSet:
         """The set with the first eigenvectors of each graph as positional encoding."""
@@ -86,14 +93,17 @@ class GraphSet:
 
     @classmethod
     def from_pyg(cls, parts: dict[str, Iterable[Any]], *, node_level: bool = False) -> GraphSet:
-        """The graphs of PyG ``Data`` by split; without node features, a one for every node."""
+        """The graphs of PyG ``Data`` by split; without node features, a one for every node. Graphs that label pairs of
+        nodes have contacts for y."""
         graphs = [data for part in parts.values() for data in part]
         x = [torch.ones(data.num_nodes, 1) if data.x is None else data.x for data in graphs]
-        ptr = [_pointers([getattr(data, n) for data in graphs]) for n in ("num_nodes", "num_edges")]
+        ptr = [pointers([getattr(data, n) for data in graphs]) for n in ("num_nodes", "num_edges")]
         edges = torch.cat([data.edge_index + start for data, start in zip(graphs, ptr[0])], 1)
         ends = torch.tensor([len(part) for part in parts.values()]).cumsum(0)  # type: ignore[arg-type]
         splits = dict(zip(parts, torch.arange(len(graphs)).tensor_split(ends[:-1])))
-        return cls(torch.cat(x), edges, *ptr, torch.cat([data.y for data in graphs]), splits, node_level)
+        paired = "edge_label_index" in graphs[0]
+        y = Contacts.from_pyg(graphs) if paired else torch.cat([data.y for data in graphs])
+        return cls(torch.cat(x), edges, *ptr, y, splits, node_level)
 
 
 def stratified_splits(labels: Tensor, seed: int) -> dict[str, Tensor]:
@@ -107,14 +117,3 @@ def stratified_splits(labels: Tensor, seed: int) -> dict[str, Tensor]:
     order = order[labels[order].argsort(stable=True)]
     place = torch.arange(len(order)) % 10
     return {"train": order[place > 1], "val": order[place == 1], "test": order[place == 0]}
-
-
-def _pointers(sizes: list[int]) -> Tensor:
-    return torch.tensor([0, *sizes]).cumsum(0)
-
-
-def _members(ptr: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
-    """What these graphs own, one after the other, and how much each of them does."""
-    sizes = ptr[ids + 1] - ptr[ids]
-    begin = sizes.cumsum(0) - sizes
-    return torch.arange(int(sizes.sum())) + (ptr[ids] - begin).repeat_interleave(sizes), sizes

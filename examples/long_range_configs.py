@@ -75,6 +75,7 @@ SUPERPIXELS = LongRangeConfig(
     "pascalvoc-sp", "drew_gatedgcn", share_weights=True, positional=10, optimizer="Adam", lr=5e-4, patience=10,
     batch_size=32,
 )  # fmt: skip
+CONTACT = LongRangeConfig("pcqm-contact", "drew_gcn", layers=20, delay=NEVER, patience=10, epochs=80, batch_size=256)
 QM9 = LongRangeConfig("qm9", "drew_gin", learn_hop_weights=True, budget=800_000)
 
 CONFIGS: dict[str, LongRangeConfig] = {
@@ -90,6 +91,12 @@ CONFIGS: dict[str, LongRangeConfig] = {
     "gcn_peptides_struct": replace(STRUCT, model="gcn", positional=0),
     "drew_gatedgcn_pascalvoc_sp": SUPERPIXELS,
     "gatedgcn_pascalvoc_sp": replace(SUPERPIXELS, model="gatedgcn", positional=0),
+    "drew_gcn_pcqm_contact": CONTACT,
+    "drew_gcn_pcqm_contact_laplacian": replace(CONTACT, layers=10, positional=10),
+    "drew_gatedgcn_pcqm_contact": replace(
+        CONTACT, model="drew_gatedgcn", layers=10, share_weights=True, positional=10, epochs=90
+    ),
+    "gcn_pcqm_contact": replace(CONTACT, model="gcn", layers=5, epochs=200),
     "drew_gin_qm9": QM9,
     "drew_gin_qm9_nodelay": replace(QM9, delay=NEVER),
     "gin_qm9": replace(QM9, model="gin", learn_hop_weights=False),

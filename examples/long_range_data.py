@@ -21,7 +21,7 @@ from torch import Tensor
 from gossamer.graph.datasets import data_roots
 
 from graph_sets import GraphSet, stratified_splits
-from objectives import Classification, MultiLabel, Objective, Regression, WeightedClassification
+from objectives import Classification, ContactPrediction, MultiLabel, Objective, Regression, WeightedClassification
 from ring_transfer import NUM_CLASSES, ring_edges, ring_features
 
 __all__ = ["DATASETS", "Task", "load_task"]
@@ -29,8 +29,9 @@ __all__ = ["DATASETS", "Task", "load_task"]
 RINGS = {"train": 1600, "val": 200, "test": 200}
 TU = {"enzymes": "ENZYMES", "mutag": "MUTAG", "nci1": "NCI1", "proteins": "PROTEINS"}
 PEPTIDES = {"peptides-func": MultiLabel, "peptides-struct": Regression}
+CONTACTS = "pcqm-contact"
 SUPERPIXELS = {"pascalvoc-sp": 21, "coco-sp": 81}
-ATOM_CATEGORIES = (119, 5, 12, 12, 10, 6, 6, 2, 2)  # of the Open Graph Benchmark, from which Peptides takes its x
+ATOM_CATEGORIES = (119, 5, 12, 12, 10, 6, 6, 2, 2)  # of the Open Graph Benchmark, for x of Peptides and PCQM
 QM9_TARGETS = 12  # dipole moment to heat capacity; the columns behind are derived from these
 
 
@@ -41,14 +42,14 @@ class Task:
     Attributes:
         graphs: the data set.
         objective: loss and metric.
-        num_outputs: of the model.
+        num_outputs: of the model; None for as many as the states are wide.
         readout: which rows answer: "mean" of every graph, its "first" node, or every "node".
         categories: number of values of each column of x; empty where x are numbers.
     """
 
     graphs: GraphSet
     objective: Objective
-    num_outputs: int
+    num_outputs: int | None
     readout: str = "mean"
     categories: tuple[int, ...] = ()
 
@@ -73,6 +74,8 @@ def load_task(dataset: str, *, root: str | None = None, seed: int = 0, size: int
         return _tu(TU[dataset], root, seed)
     if dataset in PEPTIDES:
         return _peptides(dataset, root)
+    if dataset == CONTACTS:
+        return _contacts(root)
     if dataset in SUPERPIXELS:
         return _superpixels(dataset, root)
     if dataset == "qm9":
@@ -80,7 +83,7 @@ def load_task(dataset: str, *, root: str | None = None, seed: int = 0, size: int
     raise ValueError(f"load_task: dataset must be one of {', '.join(DATASETS)}, got {dataset!r}")
 
 
-DATASETS = ("ring-transfer", *TU, *PEPTIDES, *SUPERPIXELS, "qm9")
+DATASETS = ("ring-transfer", *TU, *PEPTIDES, CONTACTS, *SUPERPIXELS, "qm9")
 
 
 def _ring_transfer(size: int) -> Task:
@@ -116,6 +119,11 @@ def _tu(name: str, root: str | None, seed: int) -> Task:
 def _peptides(dataset: str, root: str | None) -> Task:
     graphs = GraphSet.from_pyg(_open_lrgb(dataset, root, ".pt"))
     return Task(graphs, PEPTIDES[dataset](), graphs.y.shape[1], categories=ATOM_CATEGORIES)
+
+
+def _contacts(root: str | None) -> Task:
+    graphs = GraphSet.from_pyg(_open_lrgb(CONTACTS, root, ".pt"))
+    return Task(graphs, ContactPrediction(), None, readout="node", categories=ATOM_CATEGORIES)
 
 
 def _superpixels(dataset: str, root: str | None) -> Task:

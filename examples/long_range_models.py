@@ -85,14 +85,15 @@ def build_model(config: LongRangeConfig, task: Task) -> LongRangeModel:
             f"build_model: width must be above {POSITIONAL_WIDTH} beside a positional encoding, got {width}"
         )
     encoder = NodeEncoder(task, width, config.positional)
-    return LongRangeModel(encoder, _stack(config, width, task.num_outputs), task.readout)
+    return LongRangeModel(encoder, _stack(config, width, task.num_outputs or width), task.readout)
 
 
 def solve_width(config: LongRangeConfig, task: Task) -> int:
     """The width d of a d^2 + b d = 0.99 budget, with a matrices and b vectors of d parameters.
 
     The vectors are one per batch norm, the rows of the encoder and the columns of the head, as in the published
-    configurations of DRew. RingTransfer has a rule of its own: the parameters of a GCN of width 256.
+    configurations of DRew; a head as wide as the states is one matrix and one vector. RingTransfer has a rule of its
+    own: the parameters of a GCN of width 256.
     """
     if config.dataset == "ring-transfer":
         return ring_width(config.layers, per_hop=config.model.startswith("drew") and not config.share_weights)
@@ -102,7 +103,8 @@ def solve_width(config: LongRangeConfig, task: Task) -> int:
         config.layers,
         conv=_conv(config),
         max_hops=1 if config.share_weights or config.model == "spn" else _max_hops(config),
-        vectors=norms + inputs + task.num_outputs,
+        matrices=int(task.num_outputs is None),
+        vectors=norms + inputs + (task.num_outputs or 1),
         budget=config.budget,
     )
 

@@ -9,7 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["Classification", "MultiLabel", "Objective", "Regression", "WeightedClassification"]
+from contacts import Pairs
+
+__all__ = ["Classification", "ContactPrediction", "MultiLabel", "Objective", "Regression", "WeightedClassification"]
 
 
 class Objective(ABC):
@@ -112,3 +114,44 @@ class Regression(Objective):
 
     def score(self, outputs: Tensor, y: Tensor) -> float:
         return float((outputs - y).abs().double().mean())
+
+
+class ContactPrediction(Objective):
+    """Whether two nodes are in contact, by the product of their rows: binary cross entropy and mean reciprocal rank.
+
+    The rank of a contact (i, j) is that of j among all nodes of its graph by their product with i. Nothing is filtered,
+    as in the published numbers of the benchmark: i itself and its other contacts are ranked too. Equals share their
+    places. The mean is over the contacts of a graph, then over the graphs; one without contacts counts 0.
+    """
+
+    metric = "mean_reciprocal_rank"
+
+    def loss(self, outputs: Tensor, y: Pairs) -> Tensor:
+        products = (outputs[y.ends[0]] * outputs[y.ends[1]]).sum(1)
+        return F.binary_cross_entropy_with_logits(products, y.labels.to(outputs.dtype), reduction="sum")
+
+    def weight(self, y: Pairs) -> float:
+        return len(y.labels)
+
+    def score(self, outputs: Tensor, y: Pairs) -> float:
+        head, tail = y.ends[:, y.labels > 0]
+        ends = y.sizes.cumsum(0)
+        graph = torch.bucketize(head, ends, right=True)
+        begin = ends - y.sizes
+        places = [
+            _places(outputs, part_head, part_tail - begin[part], begin[part], y.sizes[part])
+            for part_head, part_tail, part in zip(head.split(4096), tail.split(4096), graph.split(4096))
+        ]
+        found = torch.zeros(len(ends), dtype=torch.float64)
+        found.index_add_(0, graph, 1 / torch.cat([*places, found[:0]]))
+        return float((found / graph.bincount(minlength=len(ends)).clamp(min=1)).mean())
+
+
+def _places(outputs: Tensor, head: Tensor, tail: Tensor, begin: Tensor, sizes: Tensor) -> Tensor:
+    """[P]: the place of node ``tail`` of a graph among its nodes [begin, begin + sizes), by their product with head."""
+    node = torch.arange(int(sizes.max()))
+    inside = node < sizes[:, None]
+    rows = outputs[torch.where(inside, begin[:, None] + node, 0)]  # [P, most nodes, width]
+    products = torch.einsum("pw,pnw->pn", outputs[head], rows).masked_fill(~inside, -torch.inf)
+    own = products.gather(1, tail[:, None])
+    return 1 + (products > own).sum(1) + ((products == own).sum(1) - 1).double() / 2

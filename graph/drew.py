@@ -88,14 +88,21 @@ class DRew(nn.Module):
 
 @typed
 def drew_width(
-    num_layers: int, *, conv: str = "gcn", max_hops: int | None = None, vectors: int = 0, budget: int = 500_000
+    num_layers: int,
+    *,
+    conv: str = "gcn",
+    max_hops: int | None = None,
+    matrices: int = 0,
+    vectors: int = 0,
+    budget: int = 500_000,
 ) -> int:
-    """The width d that solves a d^2 + b d = 0.99 budget, with a the number of d x d matrices of the layers.
+    """The width d that solves a d^2 + b d = 0.99 budget, with a the number of d x d matrices.
 
     Args:
         num_layers: number of DRew layers.
         conv: gcn, gin or gatedgcn.
         max_hops: last hop that any layer reads; None for num_layers.
+        matrices: d x d matrices besides those of the layers.
         vectors: b, the number of vectors of d parameters: norms, rows of the encoder and of the head.
         budget: number of parameters.
 
@@ -104,5 +111,5 @@ def drew_width(
     if conv not in _CONVS:
         raise ValueError(f"drew_width: conv must be gcn, gin or gatedgcn, got {conv!r}")
     hops = sum(min(t + 1, max_hops or t + 1) for t in range(num_layers))
-    matrices = {"gcn": hops, "gin": hops + num_layers, "gatedgcn": 2 * hops + 2 * num_layers}[conv]
+    matrices += {"gcn": hops, "gin": hops + num_layers, "gatedgcn": 2 * hops + 2 * num_layers}[conv]
     return round((math.sqrt(vectors**2 + 4 * matrices * 0.99 * budget) - vectors) / (2 * matrices))

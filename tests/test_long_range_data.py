@@ -164,7 +164,19 @@ def write_qm9(root):
     torch.save([graph.to_dict() for graph in graphs], raw / "qm9_v3.pt")
 
 
+def write_contacts(root):
+    raw = root / "pcqm-contact" / "raw"
+    raw.mkdir(parents=True)
+    for seed, split in enumerate(("train", "val", "test")):
+        graphs = random_graphs(
+            6, x=atoms, y=lambda n: torch.stack([torch.tensor([0, 1]), torch.tensor([1, 0])]), seed=seed
+        )
+        labels = torch.tensor([1, 0], dtype=torch.int32)
+        torch.save([(g.x, g.edge_attr, g.edge_index, g.y, labels) for g in graphs], raw / f"{split}.pt")
+
+
 def write_all(root):
+    write_contacts(root)
     write_peptides(root, "peptides-func", 10)
     write_peptides(root, "peptides-struct", 11)
     write_superpixels(root)
@@ -200,6 +212,72 @@ def test_every_experiment_trains_a_step(name, local_files):
     assert score >= 0
 
 
+def molecules(*contacts, sizes):
+    """Graphs that label their pairs of nodes: contacts[g] with 1, all the others with 0."""
+    from torch_geometric.data import Data
+
+    graphs = []
+    for pairs, size in zip(contacts, sizes):
+        labels = torch.zeros(size, size)
+        labels[tuple(torch.tensor(pairs, dtype=torch.int64).reshape(-1, 2).T)] = 1
+        every = torch.cartesian_prod(*[torch.arange(size)] * 2).T
+        edges = torch.zeros(2, 0, dtype=torch.int64)
+        graphs.append(
+            Data(x=torch.ones(size, 1), edge_index=edges, edge_label_index=every, edge_label=labels.flatten().int())
+        )
+    return graphs
+
+
+def test_contacts_stand_beside_pairs_that_are_none():
+    graphs = molecules([(0, 3), (3, 0), (1, 5)], [], [(2, 0), (0, 0), (0, 1), (0, 2)], sizes=[8, 2, 3])
+    contacts = GraphSet.from_pyg({"train": graphs}).y
+    drawn = [{tuple(pair) for pair in contacts.redrawn(seed).ends.T.tolist()} for seed in range(3)]
+    assert drawn[0] != drawn[1] != drawn[2]
+    for seed in range(20):
+        pairs = contacts.redrawn(seed)[torch.tensor([2, 1, 0])]
+        assert pairs.sizes.tolist() == [3, 2, 8]
+        ends = [tuple(pair) for pair in pairs.ends.T.tolist()]
+        assert len(set(ends)) == len(ends)
+        found = {pair for pair, label in zip(ends, pairs.labels) if label == 1}
+        assert found == {(2, 0), (0, 0), (0, 1), (0, 2), (5, 8), (8, 5), (6, 10)}
+        heads = [pair[0] for pair in ends if pair not in found]
+        assert [heads.count(node) for node in (5, 6, 8)] == [2, 2, 2]  # two beside every contact
+        assert heads.count(2) in (1, 2)  # the other two nodes of the third graph, as far as they are found
+        assert heads.count(0) == 0  # all of its pairs are contacts
+        assert torch.equal(pairs.ends, contacts.redrawn(seed)[torch.tensor([2, 1, 0])].ends)
+
+
+def test_a_contact_between_nodes_that_are_not_there():
+    [graph] = molecules([(0, 1)], sizes=[3])
+    graph.num_nodes = 2
+    graph.edge_label_index[:, 1] = torch.tensor([0, 2])
+    with pytest.raises(ValueError, match=r"edge_label_index of graph 0 must be node ids in \[0, 2\), got 0 to 2"):
+        GraphSet.from_pyg({"train": [graph]})
+
+
+def test_the_reciprocal_rank_is_that_of_the_benchmark():
+    """Against a loop over the contacts of every graph."""
+    from objectives import ContactPrediction
+
+    torch.manual_seed(0)
+    contacts = [(0, 3), (3, 0), (1, 5), (0, 6)], [], [(2, 0), (0, 1)]
+    pairs = GraphSet.from_pyg({"train": molecules(*contacts, sizes=[8, 2, 3])}).y[torch.arange(3)]
+    rows = torch.randn(13, 4)
+    means = []
+    for own, nodes in zip(contacts, rows.split([8, 2, 3])):
+        ranks = [
+            1 + sum(float(nodes[k] @ nodes[i]) > float(nodes[j] @ nodes[i]) for k in range(len(nodes))) for i, j in own
+        ]
+        means.append(sum(1 / rank for rank in ranks) / max(len(ranks), 1))
+    assert ContactPrediction().score(rows, pairs) == pytest.approx(sum(means) / 3)
+    # all alike: a contact of the first graph has place 4.5 of 8, one of the third graph place 2 of 3
+    assert ContactPrediction().score(torch.ones(13, 4), pairs) == pytest.approx((1 / 4.5 + 0 + 1 / 2) / 3)
+    expected = torch.nn.functional.binary_cross_entropy_with_logits(
+        torch.stack([rows[i] @ rows[j] for i, j in pairs.ends.T]), pairs.labels
+    )
+    torch.testing.assert_close(ContactPrediction().loss(rows, pairs) / ContactPrediction().weight(pairs), expected)
+
+
 def test_targets_of_qm9_are_scaled_by_the_training_molecules(local_files):
     task = load_task("qm9", root=str(local_files), target=3)
     train = task.graphs.y[task.graphs.splits["train"]]
@@ -214,6 +292,10 @@ PUBLISHED = {
     "drew_gcn_peptides_struct": 175,
     "drew_gatedgcn_peptides_struct": 152,
     "drew_gatedgcn_pascalvoc_sp": 120,
+    "drew_gcn_pcqm_contact": 48,
+    "drew_gcn_pcqm_contact_laplacian": 92,
+    "drew_gatedgcn_pcqm_contact": 107,
+    "gcn_pcqm_contact": 275,
 }
 
 
@@ -255,6 +337,7 @@ def test_metrics_match_their_definitions():
     [
         ("mutag", "MUTAG.txt or MUTAG/processed/data.pt or MUTAG/raw/MUTAG_A.txt"),
         ("peptides-func", "peptides-func/processed/train.pt or peptides-func/raw/train.pt"),
+        ("pcqm-contact", "pcqm-contact/processed/train.pt or pcqm-contact/raw/train.pt"),
         ("pascalvoc-sp", "pascalvoc-sp/processed/train.pt or pascalvoc-sp/raw/train.pickle"),
         ("qm9", "qm9/processed/data_v3.pt or qm9/raw/qm9_v3.pt"),
     ],
