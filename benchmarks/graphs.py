@@ -48,10 +48,10 @@ def block_graph(num_nodes: int, num_edges: int, num_blocks: int, between: float,
 
 
 def random_graph(seed: int) -> tuple[torch.Tensor, int]:
-    """Up to 40 nodes, every 51st graph up to 1200, any number of edges: self loops, repeated edges, isolated nodes and
+    """Up to 40 nodes, every 51st graph up to 900, any number of edges: self loops, repeated edges, isolated nodes and
     no edges at all occur."""
     rng = numpy.random.default_rng(seed)
-    num_nodes = int(rng.integers(1, 40 if seed % 51 else 1200))
+    num_nodes = int(rng.integers(1, 40 if seed % 51 else 900))
     return torch.from_numpy(rng.integers(0, num_nodes, (2, int(rng.integers(0, 2 * num_nodes))))), num_nodes
 
 

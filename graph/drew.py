@@ -59,8 +59,9 @@ class DRew(nn.Module):
         super().__init__()
         if conv not in _CONVS:
             raise ValueError(f"DRew: conv must be gcn, gin or gatedgcn, got {conv!r}")
-        if num_layers < 1:
-            raise ValueError(f"DRew: num_layers must be at least 1, got {num_layers}")
+        for name, value in (("hidden_channels", hidden_channels), ("num_layers", num_layers)):
+            if value < 1:
+                raise ValueError(f"DRew: {name} must be at least 1, got {value}")
         self.encoder = nn.Linear(in_channels, hidden_channels)
         self.convs = nn.ModuleList(
             _CONVS[conv](hidden_channels, t, delay=delay, max_hops=max_hops, **options) for t in range(num_layers)
@@ -106,10 +107,19 @@ def drew_width(
         vectors: b, the number of vectors of d parameters: norms, rows of the encoder and of the head.
         budget: number of parameters.
 
+    Raises:
+        ValueError: if conv is none of these, or a number below its least: 0 for matrices and vectors, 1 for the others.
+
     Source: the published configurations of Gutteridge et al. 2023.
     """
     if conv not in _CONVS:
         raise ValueError(f"drew_width: conv must be gcn, gin or gatedgcn, got {conv!r}")
+    bounds = {"num_layers": (num_layers, 1), "budget": (budget, 1), "matrices": (matrices, 0), "vectors": (vectors, 0)}
+    if max_hops is not None:
+        bounds["max_hops"] = (max_hops, 1)
+    for name, (value, least) in bounds.items():
+        if value < least:
+            raise ValueError(f"drew_width: {name} must be at least {least}, got {value}")
     hops = sum(min(t + 1, max_hops or t + 1) for t in range(num_layers))
     matrices += {"gcn": hops, "gin": hops + num_layers, "gatedgcn": 2 * hops + 2 * num_layers}[conv]
     return round((math.sqrt(vectors**2 + 4 * matrices * 0.99 * budget) - vectors) / (2 * matrices))

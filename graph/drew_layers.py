@@ -74,6 +74,9 @@ class _DRewConv(nn.Module):
     ) -> None:
         super().__init__()
         name = type(self).__name__
+        for argument, value, least in (("channels", channels, 1), ("layer", layer, 0)):
+            if value < least:
+                raise ValueError(f"{name}: {argument} must be at least {least}, got {value}")
         if max_hops is not None and max_hops < 1:
             raise ValueError(f"{name}: max_hops must be at least 1 or None, got {max_hops}")
         if not delay >= 1:
@@ -113,7 +116,10 @@ class _DRewConv(nn.Module):
         return current - int(max(k - self.delay, 0))
 
     def check_shells(self, shells: Sequence[CSR], newest: Tensor) -> None:
-        name, sizes = type(self).__name__, {shell.num_nodes for shell in shells[: self.num_hops]}
+        name = type(self).__name__
+        if isinstance(shells, CSR):
+            raise TypeError(f"{name}: shells must be the list that k_hop gives, got a CSR")
+        sizes = {shell.num_nodes for shell in shells[: self.num_hops]}
         if len(shells) < self.num_hops:
             raise ValueError(f"{name}: shells must be at least {self.num_hops} graphs, got {len(shells)}")
         if newest.dim() != 2 or newest.shape[1] != self.channels or sizes != {newest.shape[0]}:
@@ -215,6 +221,7 @@ class DRewGINConv(_DRewConv):
         super().__init__(channels, layer, **hops)  # type: ignore[arg-type]
         if edge_channels is not None and edge_types is not None:
             raise ValueError(f"DRewGINConv: edge_types must be None beside edge_channels, got {edge_types}")
+        _check_options("DRewGINConv", dropout, edge_channels=edge_channels, edge_types=edge_types)
         self.eps, self.dropout = eps, dropout
         self.edge_channels, self.edge_types = edge_channels, edge_types
         self.own = self._mlp()
@@ -285,6 +292,7 @@ class DRewGatedGCNConv(_DRewConv):
         self, channels: int, layer: int, *, dropout: float = 0.0, edge_channels: int | None = None, **hops: object
     ) -> None:
         super().__init__(channels, layer, **hops)  # type: ignore[arg-type]
+        _check_options("DRewGatedGCNConv", dropout, edge_channels=edge_channels)
         self.dropout, self.edge_channels = dropout, edge_channels
         self.own, self.gate = (nn.Linear(channels, channels) for _ in range(2))
         self.values, self.keys = self.linears(bias=True), self.linears(bias=True)
@@ -304,6 +312,14 @@ class DRewGatedGCNConv(_DRewConv):
                 message = gated_sum(hop.shell, query, key, value)
             total = total + hop.weighed(message)
         return states[-1] + F.dropout(self.norm(total).relu(), self.dropout, self.training)
+
+
+def _check_options(layer: str, dropout: float, **counts: int | None) -> None:
+    if not 0 <= dropout <= 1:
+        raise ValueError(f"{layer}: dropout must be in [0, 1], got {dropout}")
+    for name, count in counts.items():
+        if count is not None and count < 1:
+            raise ValueError(f"{layer}: {name} must be at least 1 or None, got {count}")
 
 
 def check_edge_attr(conv: Any, shells: Sequence[CSR], edge_attr: Tensor | None) -> None:

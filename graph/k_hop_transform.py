@@ -25,8 +25,9 @@ __all__ = ["KHop", "hop_edge_attr", "hop_shells", "prepare_shells"]
 class KHop:
     """Give PyG data its k-hop pairs: ``hop_index`` [2, num_pairs] (source, target) and ``hop`` [num_pairs].
 
-    Edges and edge features stay what they are. Batches are made as of any other index: a ``DataLoader`` shifts
-    hop_index by the nodes before. ``hop_shells`` turns them into the graphs that DRew layers take.
+    ``max_hops`` says up to which distance there are pairs. Edges and edge features stay what they are. Batches are
+    made as of any other index: a ``DataLoader`` shifts hop_index by the nodes before. ``hop_shells`` turns them into
+    the graphs that DRew layers take.
 
     Args:
         max_hops: number of shells, at least 1.
@@ -45,7 +46,7 @@ class KHop:
         cache: str | os.PathLike[str] | None = None,
         max_pairs: int = _MAX_PAIRS,
     ) -> None:
-        if not isinstance(max_hops, int) or not 1 <= max_hops <= 255:
+        if not isinstance(max_hops, int) or isinstance(max_hops, bool) or not 1 <= max_hops <= 255:
             raise ValueError(f"KHop: max_hops must be an int in [1, 255], got {max_hops}")
         self.max_hops, self.directed, self.max_pairs = max_hops, directed, max_pairs
         self.cache = None if cache is None else Path(cache)
@@ -53,12 +54,14 @@ class KHop:
             raise ValueError(f"KHop: cache must be a folder, got {os.fspath(self.cache)!r}")
 
     def __call__(self, data: Any) -> Any:
-        """A shallow copy of the data with hop_index (int64) and hop (uint8), sorted by (hop, target, source)."""
+        """A shallow copy of the data with hop_index (int64) and hop (uint8), sorted by (hop, target, source), and
+        max_hops (int)."""
         shells = self._shells(graph_of("KHop", data))
         hops = torch.arange(1, self.max_hops + 1, dtype=torch.uint8)
         data = copy.copy(data)
         data.hop_index = torch.cat([torch.stack([shell.col.long(), shell._rows.long()]) for shell in shells], 1)
         data.hop = hops.repeat_interleave(torch.tensor([shell.num_edges for shell in shells]))
+        data.max_hops = self.max_hops
         return data
 
     def __repr__(self) -> str:
@@ -88,8 +91,17 @@ def hop_shells(data: Any, max_hops: int) -> list[CSR]:
     """The pairs that KHop gave to data, or to every graph of a batch, as max_hops graphs.
 
     Where the pairs are not stored, ``k_hop(CSR.from_pyg(batch), max_hops)`` gives the same shells, and faster.
+
+    Raises:
+        TypeError: if data has no pairs.
+        ValueError: if max_hops is below 1, or above what KHop was asked for.
     """
-    edges, hops = data.hop_index, data.hop
+    edges, hops = getattr(data, "hop_index", None), getattr(data, "hop", None)
+    if not isinstance(edges, Tensor) or not isinstance(hops, Tensor):
+        raise TypeError(f"hop_shells: data must have the pairs of KHop, got {type(data).__name__} without them")
+    most = int(torch.as_tensor(getattr(data, "max_hops", 255)).min())  # a batch has one per graph
+    if not 1 <= max_hops <= most:
+        raise ValueError(f"hop_shells: max_hops must be in [1, {most}], the hops of KHop, got {max_hops}")
     return [CSR.from_edge_index(edges[:, hops == k], data.num_nodes) for k in range(1, max_hops + 1)]
 
 

@@ -27,8 +27,13 @@ def save_shells(path: str | os.PathLike[str], shells: Sequence[CSR]) -> None:
 
     Args:
         path: of the file; an older one is replaced.
-        shells: graphs with equal num_nodes, without weights.
+        shells: graphs with equal num_nodes, without weights; at least one.
+
+    Raises:
+        ValueError: if there is no shell.
     """
+    if not shells:
+        raise ValueError("save_shells: shells must be at least 1 graph, got 0")
     sizes = _narrowest(torch.cat([shell.in_degree() for shell in shells]), signed=False)
     steps = _narrowest(torch.cat([shell.col.long() - shell._rows for shell in shells]), signed=True)
     counts = (shells[0].num_nodes, len(shells), steps.size, sizes.itemsize, steps.itemsize)

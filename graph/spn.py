@@ -98,7 +98,7 @@ class SPN(nn.Module):
         l2_norm: as for SPNConv.
 
     Raises:
-        ValueError: if num_layers or max_hops is below 1.
+        ValueError: if hidden_channels, num_layers or max_hops is below 1.
 
     Source: Abboud, Dimitrov and Ceylan 2022, Shortest Path Networks for Graph Property Prediction.
     """
@@ -115,8 +115,9 @@ class SPN(nn.Module):
         l2_norm: bool = True,
     ) -> None:
         super().__init__()
-        if num_layers < 1:
-            raise ValueError(f"SPN: num_layers must be at least 1, got {num_layers}")
+        for name, value in (("hidden_channels", hidden_channels), ("num_layers", num_layers)):
+            if value < 1:
+                raise ValueError(f"SPN: {name} must be at least 1, got {value}")
         self.encoder = nn.Linear(in_channels, hidden_channels)
         self.convs = nn.ModuleList(SPNConv(hidden_channels, max_hops, l2_norm=l2_norm) for _ in range(num_layers))
         self.head = nn.Linear(hidden_channels, out_channels)
@@ -128,8 +129,11 @@ class SPN(nn.Module):
         ``merge_shells`` of these does as well, and saves the merge where a graph comes again.
 
         Raises:
+            TypeError: if shells is a single graph.
             ValueError: if there are fewer than max_hops shells.
         """
+        if isinstance(shells, CSR):
+            raise TypeError("SPN: shells must be the list that k_hop gives, got a CSR")
         if not isinstance(shells, MergedShells):
             if len(shells) < self.num_hops:
                 raise ValueError(f"SPN: shells must be at least {self.num_hops} graphs, got {len(shells)}")

@@ -65,6 +65,16 @@ def test_files_give_back_the_shells(num_nodes, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
 
 
+def test_shells_are_those_that_were_asked_for():
+    batch = Batch.from_data_list([KHop(4)(molecule(3)), KHop(6)(molecule(12))])
+    assert len(hop_shells(batch, 4)) == 4
+    for max_hops in (0, -1, 5, 10**9):  # the first molecule has no pairs of 5 hops because none were asked for
+        with pytest.raises(ValueError, match=rf"hop_shells: max_hops must be in \[1, 4\], .*, got {max_hops}"):
+            hop_shells(batch, max_hops)
+    with pytest.raises(TypeError, match="hop_shells: data must have the pairs of KHop, got Data without them"):
+        hop_shells(molecule(3), 1)
+
+
 def test_wrong_inputs(tmp_path):
     (tmp_path / "a").write_bytes(b"something else")
     with pytest.raises(ValueError, match="load_shells: path must be an undamaged file of save_shells, got"):

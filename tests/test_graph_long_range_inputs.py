@@ -1,5 +1,7 @@
 """What k_hop, KHop, the DRew layers and the stack refuse, and that they do so before anything large is allocated."""
 
+import math
+
 import pytest
 import torch
 from torch.profiler import ProfilerActivity, profile
@@ -7,16 +9,19 @@ from torch_geometric.data import Batch, Data
 
 from gossamer.graph import (
     CSR,
+    SPN,
     DRew,
     DRewGatedGCNConv,
     DRewGCNConv,
     DRewGINConv,
     KHop,
+    drew_width,
     hop_edge_attr,
     hop_shells,
     k_hop,
     k_hop_count,
     k_hop_pairs,
+    save_shells,
 )
 
 LAYERS = [DRewGCNConv, DRewGINConv, DRewGatedGCNConv]
@@ -61,6 +66,33 @@ def test_layers_and_stack_without_hops(max_hops):
         refuses(
             f"{layer.__name__}: max_hops must be at least 1", lambda n=name: DRew(3, 4, 2, 2, conv=n, max_hops=max_hops)
         )
+
+
+@pytest.mark.parametrize(
+    ("message", "call"),
+    [
+        ("DRew: hidden_channels must be at least 1, got 0", lambda: DRew(3, 0, 2, 2)),
+        ("SPN: hidden_channels must be at least 1, got 0", lambda: SPN(3, 0, 2, 2)),
+        ("DRewGCNConv: channels must be at least 1, got 0", lambda: DRewGCNConv(0, 2)),
+        ("DRewGINConv: layer must be at least 0, got -1", lambda: DRewGINConv(4, -1)),
+        (r"DRewGINConv: dropout must be in \[0, 1\], got 2.0", lambda: DRewGINConv(4, 2, dropout=2.0)),
+        (r"DRewGatedGCNConv: dropout must be in \[0, 1\], got nan", lambda: DRewGatedGCNConv(4, 2, dropout=math.nan)),
+        ("DRewGINConv: edge_types must be at least 1 or None, got 0", lambda: DRewGINConv(4, 2, edge_types=0)),
+        ("drew_width: num_layers must be at least 1, got 0", lambda: drew_width(0)),
+        ("drew_width: max_hops must be at least 1, got 0", lambda: drew_width(3, max_hops=0)),
+        ("drew_width: matrices must be at least 0, got -7", lambda: drew_width(3, matrices=-7)),
+        ("drew_width: budget must be at least 1, got 0", lambda: drew_width(3, budget=0)),
+        ("save_shells: shells must be at least 1 graph, got 0", lambda: save_shells("shells", [])),
+    ],
+)
+def test_numbers_out_of_range(message, call):
+    refuses(message, call)
+
+
+@pytest.mark.parametrize("model", [*(DRew(3, 4, 2, 2, conv=name) for name in NAMES), SPN(3, 4, 2, 2)])
+def test_a_graph_is_no_list_of_shells(model):
+    with pytest.raises(TypeError, match="shells must be the list that k_hop gives, got a CSR"):
+        model(torch.randn(5, 3), GRAPH)
 
 
 def test_a_disconnected_batch_has_no_pairs_between_its_graphs():
