@@ -21,16 +21,18 @@ Described = tuple[tuple[str, torch.dtype, tuple[int, ...]], ...]
 
 
 class Layout(NamedTuple):
-    """Name, dtype, shape, number of elements, offset and bytes of every tensor; ``head`` is written to the slot."""
+    """Name, dtype, shape, number of elements and offset of every tensor; ``head`` is written to the slot."""
 
-    tensors: tuple[tuple[str, torch.dtype, tuple[int, ...], int, int, int], ...]
+    tensors: tuple[tuple[str, torch.dtype, tuple[int, ...], int, int], ...]
+    offsets: list[int]
+    sizes: list[int]  # bytes
     head: bytes
     num_bytes: int
 
 
 def layout_of(batch: Mapping[str, Tensor]) -> Layout:
     """The layout of a batch."""
-    return place(tuple((name, tensor.dtype, tuple(tensor.shape)) for name, tensor in batch.items()))
+    return place(tuple([(name, tensor.dtype, tensor.shape) for name, tensor in batch.items()]))
 
 
 @lru_cache(maxsize=256)
@@ -38,14 +40,16 @@ def place(described: Described) -> Layout:
     """Lay tensors out one after the other, each at a multiple of 64 bytes."""
     text = json.dumps([[name, str(dtype).removeprefix("torch."), shape] for name, dtype, shape in described]).encode()
     offset = _aligned(_SIZES.size + len(text))
-    tensors = []
+    tensors, sizes = [], []
     for name, dtype, shape in described:
         count = 1
         for size in shape:
             count *= size
-        tensors.append((name, dtype, shape, count, offset, count * dtype.itemsize))
-        offset = _aligned(offset + count * dtype.itemsize)
-    return Layout(tuple(tensors), _SIZES.pack(len(text), offset) + text, offset)
+        tensors.append((name, dtype, shape, count, offset))
+        sizes.append(count * dtype.itemsize)
+        offset = _aligned(offset + sizes[-1])
+    offsets = [entry[-1] for entry in tensors]
+    return Layout(tuple(tensors), offsets, sizes, _SIZES.pack(len(text), offset) + text, offset)
 
 
 def read_layout(buffer: memoryview) -> Layout:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Iterator, Mapping
+from functools import lru_cache
 from multiprocessing import reduction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -113,12 +114,11 @@ class SharedMemoryQueue:
         tensors = [_checked(name, tensor) for name, tensor in batch.items()]
         layout = layout_of(batch)
         self._check_size(layout)
-        placed = [(t, entry) for t, entry in zip(tensors, layout.tensors) if entry[3]]
         outcome = self._segment.put(
             layout.head,
-            [tensor.data_ptr() for tensor, _ in placed],
-            [entry[4] for _, entry in placed],
-            [entry[5] for _, entry in placed],
+            [tensor.data_ptr() for tensor in tensors],
+            layout.offsets,
+            layout.sizes,
             layout.num_bytes,
             _seconds("put", timeout),
         )
@@ -217,6 +217,7 @@ def free_memory() -> int | None:
     return min(limits, default=None)
 
 
+@lru_cache
 def _host() -> Any:
     try:
         import gossamer._host as host
@@ -238,16 +239,18 @@ def _seconds(function: str, timeout: float | None) -> float:
 
 
 def _checked(name: str, tensor: Tensor) -> Tensor:
-    if not isinstance(tensor, Tensor) or tensor.layout is not torch.strided or tensor.device.type != "cpu":
+    if not isinstance(tensor, Tensor) or tensor.layout is not torch.strided or not tensor.is_cpu:
         got = f"{tensor.layout} on {tensor.device}" if isinstance(tensor, Tensor) else type(tensor).__name__
         raise TypeError(f"SharedMemoryQueue.put: batch[{name!r}] must be a dense tensor on the CPU, got {got}")
-    return tensor.detach().contiguous()
+    if tensor.is_conj() or tensor.is_neg():
+        tensor = tensor.resolve_conj().resolve_neg()
+    return tensor if tensor.is_contiguous() else tensor.contiguous()
 
 
 def _views(slot: Slot, layout: Layout) -> dict[str, Tensor]:
     """Tensors in a slot; each keeps the slot."""
     views = {}
-    for name, dtype, shape, count, offset, _ in layout.tensors:
+    for name, dtype, shape, count, offset in layout.tensors:
         if count == 0:
             views[name] = torch.empty(shape, dtype=dtype)
             continue

@@ -39,6 +39,7 @@ BATCHES = [
     ),
     pytest.param({"x": torch.arange(12).view(3, 4).T}, id="not contiguous"),
     pytest.param({"x": torch.ones(3, requires_grad=True)}, id="with gradient"),
+    pytest.param({"x": torch.tensor([1 + 2j, 3j]).conj(), "y": torch.tensor([2j]).conj().imag}, id="lazily conjugate"),
     pytest.param({"ä name: with, signs": torch.ones(1)}, id="name"),
 ]
 

@@ -11,7 +11,7 @@
 
 namespace gossamer::sampling {
 
-constexpr int64_t kPrefetchAhead = 16;  // single elements
+constexpr int64_t kPrefetchAhead = 32;  // single elements
 constexpr int64_t kRowsAhead = 4;       // whole rows
 
 struct Request {
@@ -63,15 +63,12 @@ void for_each_row(const Relation& relation, const int64_t* targets, int64_t size
   }
 }
 
-// source[i] = column of position[i]; false if one of them is not in [0, num_nodes).
+// source[i] = column of position[i], which was asked for when it was chosen; false if one of them is not in
+// [0, num_nodes).
 inline bool read_sources(const Relation& relation, const int64_t* position, int64_t size, int64_t num_nodes,
                          int64_t* source) {
   bool valid = true;
   for (int64_t i = 0; i < size; ++i) {
-    if (i + kPrefetchAhead < size) {
-      const int64_t ahead = position[i + kPrefetchAhead];
-      __builtin_prefetch(relation.col32 ? static_cast<const void*>(relation.col32 + ahead) : relation.col64 + ahead);
-    }
     source[i] = relation.source(position[i]);
     valid &= static_cast<uint64_t>(source[i]) < static_cast<uint64_t>(num_nodes);
   }
@@ -92,7 +89,7 @@ template <typename Origin>
 bool sample_block(const Request& request, const Relation& relation, RowSampler& sampler, const int64_t* targets,
                   const Origin& origin, uint64_t stream, Block& block) {
   const int64_t num_targets = static_cast<int64_t>(block.count.size());
-  std::vector<Row> full(num_targets), rows(num_targets);
+  const auto [full, rows] = sampler.room(num_targets);
   for_each_row(relation, targets, num_targets, [&](int64_t i, Row row) {
     full[i] = row;
     if (origin.has_times() && row.size() > 0) __builtin_prefetch(relation.time + row.end - 1);
@@ -113,7 +110,8 @@ bool sample_block(const Request& request, const Relation& relation, RowSampler& 
     if (r < 0) continue;
     const int64_t count = sampler.sample(r, relation, rows[r], full[r], random(r), position + size);
     block.count[r] = static_cast<uint32_t>(count);
-    size += count;
+    for (const int64_t end = size + count; size < end; ++size)
+      __builtin_prefetch(relation.source_address(position[size]));
   }
   block.size = size;
   return read_sources(relation, block.position.get(), block.size, request.num_nodes[relation.source_type],

@@ -29,6 +29,10 @@ struct Relation {
   GOSSAMER_HOST_DEVICE int64_t source(int64_t position) const {
     return col32 != nullptr ? static_cast<int64_t>(col32[position]) : col64[position];
   }
+
+  GOSSAMER_HOST_DEVICE const void* source_address(int64_t position) const {
+    return col32 != nullptr ? static_cast<const void*>(col32 + position) : col64 + position;
+  }
 };
 
 // Number of leading elements of a sorted range that satisfy `holds`, without branches: each test is a coin flip.

@@ -121,6 +121,15 @@ class RowSampler {
 
   RowSampler(bool replace, Temporal temporal) : replace_(replace), temporal_(temporal), ahead_(kMostAhead + 1) {}
 
+  // Room for the rows of a block, and for the visible part of each; it holds what the last block left there.
+  std::pair<Row*, Row*> room(int64_t num_rows) {
+    if (std::ssize(full_) < num_rows) {
+      full_.resize(num_rows);
+      visible_.resize(num_rows);
+    }
+    return {full_.data(), visible_.data()};
+  }
+
   // Asks for the memory that sample() will read. Always inline: to GCC a function that only prefetches has no effect,
   // and calls of it vanish.
   [[gnu::always_inline]] void prepare(int64_t number, const Relation& relation, Row row, Row full, Random random) {
@@ -191,6 +200,7 @@ class RowSampler {
 
   const bool replace_;
   const Temporal temporal_;
+  std::vector<Row> full_, visible_;
   std::vector<DrawsAhead> ahead_;
   OffsetSet chosen_;
   std::vector<std::pair<double, int64_t>> keys_;
