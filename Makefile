@@ -12,12 +12,12 @@ has_torch = import importlib.util as u, sys; sys.exit(u.find_spec("torch") is No
 ENV := $(shell if "$$VIRTUAL_ENV/bin/python" -c '$(has_torch)' 2> /dev/null; then echo "$$VIRTUAL_ENV"; else echo .venv; fi)
 EXTRAS := deepspeed,pyg,train,transformers,docs,dev
 STAMP := $(ENV)/.gossamer-$(shell pwd | cksum | cut -d' ' -f1)
-CXX_SOURCES = $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
+CXX_SOURCES = $(shell find csrc tests/native -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 
 BIN := $(abspath $(ENV))/bin
 export PATH := $(BIN):$(PATH)
 
-.PHONY: help setup train train-lm train-long-range train-recsys test test-sanitized fuzz lint format package typecheck bench bench-full gate scoreboard gpu-check docs wheel clean
+.PHONY: help setup train train-lm train-long-range train-recsys test test-sanitized test-threads fuzz lint format package typecheck bench bench-full gate scoreboard gpu-check docs wheel clean
 
 help:
 	@echo "make train [ARGS=...]         train a 32-layer graph network with two local workers"
@@ -28,6 +28,8 @@ help:
 	@echo "make lint | format            check, or mend, the formatting; make typecheck runs mypy"
 	@echo "make bench [FILTER=...]       every operator over its sizes: share of the floor, ratios, growth; bench-full: more"
 	@echo "make gate                     fails if an operator fell below 40 % of the speed recorded for this instruction set"
+	@echo "make test-sanitized           the operator tests under the address and undefined-behaviour sanitizers"
+	@echo "make test-threads             the operator tests with four threads under the thread sanitizer"
 	@echo "make fuzz [CASES=...]         damaged arguments for every public function, under sanitizers"
 	@echo "make scoreboard [FILTER=...]  measure all goals (or some) and write benchmarks/results/scoreboard.md"
 	@echo "make gpu-check                on a machine with a GPU: build, test and measure its kernels"
@@ -68,6 +70,17 @@ fuzz test-sanitized: $(STAMP)
 	@PYTHONPATH="$(SANITIZED)/site" LD_PRELOAD="$$(c++ -print-file-name=libasan.so) $$(c++ -print-file-name=libstdc++.so)" \
 		ASAN_OPTIONS=detect_leaks=0 OMP_NUM_THREADS=1 \
 		$(BIN)/pytest -n $(JOBS) --dist loadgroup -m "not launch" -p no:cacheprovider $(SANITIZED_TESTS) $(ARGS)
+
+# The multi-threaded kernels and the queue under the thread sanitizer, with four threads. The sanitizer cannot follow
+# torch's OpenMP: tests/native/threads.cpp runs the kernels' loops on threads that it can.
+THREADED := $(CURDIR)/build/thread
+test-threads: $(STAMP)
+	@GOSSAMER_SANITIZE=thread GOSSAMER_CUDA=0 $(BIN)/pip install --quiet --no-deps --no-build-isolation \
+		--upgrade --target "$(THREADED)/site" .
+	@c++ -std=c++20 -O1 -g1 -fPIC -shared -fsanitize=thread tests/native/threads.cpp -o "$(THREADED)/threads.so"
+	@PYTHONPATH="$(THREADED)/site" LD_PRELOAD="$$(c++ -print-file-name=libtsan.so) $(THREADED)/threads.so" \
+		TSAN_OPTIONS=ignore_noninstrumented_modules=1:halt_on_error=1 OMP_NUM_THREADS=4 \
+		setarch --addr-no-randomize $(BIN)/pytest -m "not launch" -p no:cacheprovider $(OPERATOR_TESTS) $(ARGS)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -148,15 +148,22 @@ def send(queue: SharedMemoryQueue, sender: int, count: int) -> None:
         queue.put({"from": torch.tensor([sender, i])}, timeout=SECONDS)
 
 
-@pytest.mark.launch
-@pytest.mark.parametrize("method", ["fork", "spawn"])
-def test_several_producers_and_consumers(method):
+WORKERS = [
+    pytest.param(threading.Thread, id="threads"),
+    *(
+        pytest.param(torch.multiprocessing.get_context(method).Process, id=method, marks=pytest.mark.launch)
+        for method in ("fork", "spawn")
+    ),
+]
+
+
+@pytest.mark.parametrize("worker", WORKERS)
+def test_several_producers_and_consumers(worker):
     """Every batch arrives once, and those of one producer at one consumer in their order."""
     queue = SharedMemoryQueue(4, 4096)
-    context = torch.multiprocessing.get_context(method)
-    producers = [context.Process(target=send, args=(queue, s, 50)) for s in range(2)]
-    for process in producers:
-        process.start()
+    producers = [worker(target=send, args=(queue, s, 50)) for s in range(2)]
+    for producer in producers:
+        producer.start()
     seen: list[list] = [[], []]
 
     def receive(mine: list) -> None:
@@ -167,8 +174,8 @@ def test_several_producers_and_consumers(method):
     threads = [threading.Thread(target=receive, args=(mine,)) for mine in seen]
     for thread in threads:
         thread.start()
-    for process in producers:
-        process.join(SECONDS)
+    for producer in producers:
+        producer.join(SECONDS)
     queue.close()
     for thread in threads:
         thread.join(SECONDS)
