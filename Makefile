@@ -29,7 +29,7 @@ help:
 	@echo "make bench [FILTER=...]       every operator over its sizes: share of the floor, ratios, growth; bench-full: more"
 	@echo "make gate                     fails if an operator fell below 40 % of the speed recorded for this instruction set"
 	@echo "make test-sanitized           the operator tests under the address and undefined-behaviour sanitizers"
-	@echo "make test-threads             the operator tests with four threads under the thread sanitizer"
+	@echo "make test-threads             every multi-threaded operator and the queue under the thread sanitizer"
 	@echo "make fuzz [CASES=...]         damaged arguments for every public function, under sanitizers"
 	@echo "make scoreboard [FILTER=...]  measure all goals (or some) and write benchmarks/results/scoreboard.md"
 	@echo "make gpu-check                on a machine with a GPU: build, test and measure its kernels"
@@ -71,8 +71,8 @@ fuzz test-sanitized: $(STAMP)
 		ASAN_OPTIONS=detect_leaks=0 OMP_NUM_THREADS=1 \
 		$(BIN)/pytest -n $(JOBS) --dist loadgroup -m "not launch" -p no:cacheprovider $(SANITIZED_TESTS) $(ARGS)
 
-# The multi-threaded kernels and the queue under the thread sanitizer, with four threads. The sanitizer cannot follow
-# torch's OpenMP: tests/native/threads.cpp runs the kernels' loops on threads that it can.
+# What is tested for any number of threads, and the queue, under the thread sanitizer, with four threads. The sanitizer
+# cannot follow torch's OpenMP: tests/native/threads.cpp runs the kernels' loops on threads that it can.
 THREADED := $(CURDIR)/build/thread
 test-threads: $(STAMP)
 	@GOSSAMER_SANITIZE=thread GOSSAMER_CUDA=0 $(BIN)/pip install --quiet --no-deps --no-build-isolation \
@@ -80,7 +80,7 @@ test-threads: $(STAMP)
 	@c++ -std=c++20 -O1 -g1 -fPIC -shared -fsanitize=thread tests/native/threads.cpp -o "$(THREADED)/threads.so"
 	@PYTHONPATH="$(THREADED)/site" LD_PRELOAD="$$(c++ -print-file-name=libtsan.so) $(THREADED)/threads.so" \
 		TSAN_OPTIONS=ignore_noninstrumented_modules=1:halt_on_error=1 OMP_NUM_THREADS=4 \
-		setarch --addr-no-randomize $(BIN)/pytest -m "not launch" -p no:cacheprovider $(OPERATOR_TESTS) $(ARGS)
+		setarch --addr-no-randomize $(BIN)/pytest -m "not launch" -k thread -p no:cacheprovider $(OPERATOR_TESTS) $(ARGS)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
