@@ -63,12 +63,12 @@ void for_each_row(const Relation& relation, const int64_t* targets, int64_t size
   }
 }
 
-// source[i] = column of position[i], which was asked for when it was chosen; false if one of them is not in
-// [0, num_nodes).
+// source[i] = column of position[i]; false if one of them is not in [0, num_nodes).
 inline bool read_sources(const Relation& relation, const int64_t* position, int64_t size, int64_t num_nodes,
                          int64_t* source) {
   bool valid = true;
   for (int64_t i = 0; i < size; ++i) {
+    if (i + kPrefetchAhead < size) __builtin_prefetch(relation.source_address(position[i + kPrefetchAhead]));
     source[i] = relation.source(position[i]);
     valid &= static_cast<uint64_t>(source[i]) < static_cast<uint64_t>(num_nodes);
   }
@@ -110,8 +110,7 @@ bool sample_block(const Request& request, const Relation& relation, RowSampler& 
     if (r < 0) continue;
     const int64_t count = sampler.sample(r, relation, rows[r], full[r], random(r), position + size);
     block.count[r] = static_cast<uint32_t>(count);
-    for (const int64_t end = size + count; size < end; ++size)
-      __builtin_prefetch(relation.source_address(position[size]));
+    size += count;
   }
   block.size = size;
   return read_sources(relation, block.position.get(), block.size, request.num_nodes[relation.source_type],
