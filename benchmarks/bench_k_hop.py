@@ -18,6 +18,17 @@ time for the 200 graphs, K=10 and K=20, AVX2, two cores shared with other work, 
     the same, one branchless step per source                   count and keep 6.8 and 11.8 ms
     the same, words of more than four from a table by bytes    count and keep 4.8 and  9.6 ms
 
+The large graph, AVX2, 388 MB of ids, times of the operator that emits (it searches again, 50 to 60 ms of them):
+
+    ids written as each pass of 512 sources finds them, about 240 bytes a row     460 ms (390 into memory seen before)
+    the same, words of more than four by a table of bytes, no list of words       370 to 460 ms
+    what eight passes find kept in bits (25 MB), then written row by row          260 ms (in use)
+
+So it is not the ids that cost but the lines they are written to: filling the same memory takes 52 ms where it was seen
+before, 300 to 400 ms where it is fresh and in pages of 4 KB. Counting is a read of 64 bytes per edge, pass and level
+from three sets of 1 MB each, of which the second-level cache (512 KB) holds none: 17, 16 and 24 ms for the three levels,
+20 GB/s. Sets on huge pages are no faster.
+
 Of the 4.0 ms the search and its counts are 2.0; the rest writes 1.05 M ids out of 377 000 words of 2.8 bits. Beside
 them: 0.5 ms to find the blocks, 0.5 ms for 303 000 row pointers.
 """

@@ -112,6 +112,24 @@ def test_same_bits_on_every_path_and_number_of_threads(graph, max_hops, isa, mon
             assert torch.equal(shell.col, other.col)
 
 
+@pytest.mark.parametrize("isa", ["scalar", "avx2"])
+def test_a_block_that_takes_several_runs_of_passes(isa, monkeypatch):
+    """4700 nodes are ten passes, of which at most eight are emitted together; the last one is not full."""
+    monkeypatch.setenv("GOSSAMER_ISA", isa)
+    graph, rows = islands(4700, extra=3000), torch.arange(0, 4700, 47)
+    for num_threads in (1, 4):
+        torch.set_num_threads(num_threads)
+        shells = k_hop(graph, 5)
+        matrix = scipy.sparse.csr_matrix((numpy.ones(graph.num_edges), graph.col, graph.rowptr), (4700, 4700))
+        distance = scipy.sparse.csgraph.dijkstra(matrix, unweighted=True, limit=5, indices=rows.numpy())
+        for hop, shell in enumerate(shells, 1):
+            found = torch.zeros(4700, 4700, dtype=torch.bool)
+            found[shell._rows, shell.col.long()] = True
+            assert torch.equal(found[rows], torch.from_numpy(distance == hop))
+            assert int(found.sum()) == shell.num_edges  # no pair twice
+            assert torch.equal(shell.in_degree().int(), k_hop_count(graph, 5)[hop - 1])
+
+
 @pytest.mark.parametrize("dtype", [torch.int32, torch.int64])
 def test_pairs_carry_their_hops(dtype):
     graph = islands(9, 14)

@@ -26,27 +26,9 @@ struct SourceSet {
   }
 };
 
-// Sets are taken apart in pieces of as many sources as one instruction can turn into ids.
-#if GOSSAMER_VECTOR_BYTES == 64
-using Piece = uint16_t;
-#else
-using Piece = uint64_t;
-#endif
-constexpr int kPieceSources = 8 * sizeof(Piece);
-constexpr int kSetPieces = kSetSources / kPieceSources;
+constexpr int kFreeIds = 8;  // that emit_word may write behind its end
 
-// Bit i is set where piece i of the set is not empty.
-inline uint32_t occupied_pieces(const uint64_t* words) {
-#if GOSSAMER_VECTOR_BYTES == 64
-  const __m512i set = _mm512_loadu_si512(words);
-  return _mm512_test_epi16_mask(set, set);
-#else
-  uint32_t occupied = 0;
-  for (int w = 0; w < kSetWords; ++w) occupied |= static_cast<uint32_t>(words[w] != 0) << w;
-  return occupied;
-#endif
-}
-
+#if GOSSAMER_VECTOR_BYTES >= 32
 // places[b]: the places of the bits of a byte b, ascending, one byte each.
 struct BitsOfByte {
   uint64_t places[256];
@@ -62,39 +44,47 @@ constexpr BitsOfByte kBitsOfByte = [] {
   return table;
 }();
 
-// Writes base + i for every bit i of the piece, ascending; returns the end. What lies behind it, before `limit`, is
-// free.
-inline int32_t* emit_piece(Piece piece, int32_t base, int32_t* out, const int32_t* limit) {
-#if GOSSAMER_VECTOR_BYTES == 64
-  const __m512i ids = _mm512_add_epi32(_mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15),
-                                       _mm512_set1_epi32(base));
-  const __m512i found = _mm512_maskz_compress_epi32(piece, ids);
-  const int count = __builtin_popcount(piece);
-  if (out + kPieceSources <= limit) {
-    _mm512_storeu_si512(out, found);
-  } else {
-    _mm512_mask_storeu_epi32(out, static_cast<__mmask16>((1u << count) - 1), found);
-  }
-  return out + count;
-#else
-#if GOSSAMER_VECTOR_BYTES == 32
-  // Eight bits a step, however many are set: from so many bits on that costs less than a step per bit.
-  constexpr int kDenseBits = 8;
-  int32_t* const end = out + __builtin_popcountll(piece);
-  if (end - out >= kDenseBits && end + 8 <= limit) {
-    for (; piece != 0; piece >>= 8, base += 8) {
-      const uint8_t byte = piece & 255;
-      const __m128i places = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(kBitsOfByte.places + byte));
-      const __m256i ids = _mm256_add_epi32(_mm256_cvtepu8_epi32(places), _mm256_set1_epi32(base));
-      _mm256_storeu_si256(reinterpret_cast<__m256i*>(out), ids);
-      out += __builtin_popcount(byte);
+// Writes base + i for every bit i of the word, ascending; returns the end. A few bits one by one, more of them eight
+// places at a time, neither asking how many there are: a branch that has to guess costs more than either.
+inline int32_t* emit_word(uint64_t word, int32_t base, int32_t* out) {
+  constexpr int kFew = 4;
+  const int64_t count = __builtin_popcountll(word);
+  if (count <= kFew) {
+    for (int i = 0; i < kFew; ++i, word &= word - 1) {
+      out[i] = base + static_cast<int32_t>(_tzcnt_u64(word));
     }
-    return end;
+    return out + count;
   }
-#endif
-  for (; piece != 0; piece &= piece - 1) *out++ = base + __builtin_ctzll(piece);
+  for (int i = 0; i < 8; ++i, word >>= 8, base += 8) {
+    const uint8_t byte = word & 255;
+    const __m128i places = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(kBitsOfByte.places + byte));
+    const __m256i ids = _mm256_add_epi32(_mm256_cvtepu8_epi32(places), _mm256_set1_epi32(base));
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(out), ids);
+    out += __builtin_popcount(byte);
+  }
   return out;
+}
+#else
+inline int32_t* emit_word(uint64_t word, int32_t base, int32_t* out) {
+  for (; word != 0; word &= word - 1) *out++ = base + __builtin_ctzll(word);
+  return out;
+}
 #endif
+
+// Writes the ids of the sources in num_words words, of which the first is first_source, ascending; returns how many
+// there are. What lies behind them, before `limit`, is free.
+inline int64_t emit_words(const uint64_t* words, int64_t num_words, int64_t first_source, int32_t* out,
+                          const int32_t* limit) {
+  int64_t found = 0;
+  for (int64_t w = 0; w < num_words; ++w) found += __builtin_popcountll(words[w]);
+  int32_t last_ids[kMaxRunWords * 64 + kFreeIds];
+  const bool fits = out + found + kFreeIds <= limit;
+  int32_t* end = fits ? out : last_ids;
+  for (int64_t w = 0; w < num_words; ++w) {
+    if (words[w] != 0) end = emit_word(words[w], static_cast<int32_t>(first_source + 64 * w), end);
+  }
+  if (!fits) std::copy_n(last_ids, found, out);
+  return found;
 }
 
 // Every source has visited itself; nothing else is known of the nodes in [begin, end).
@@ -162,38 +152,25 @@ bool count_level(const Search<index_t>& search, int64_t hop, int32_t* counts, in
   });
 }
 
-// Appends the sources found at v to row v, whose end so far is ends[v] and at last col[starts[v + 1]]. The pieces that
-// hold any are listed first, a tile of nodes at a time, so that no branch has to guess how many pieces a node has.
+// The level alone: what it found is in search.fresh.
 template <typename index_t>
-bool emit_level(const Search<index_t>& search, int64_t hop, int64_t* ends, const int64_t* starts, int32_t* col,
-                int64_t begin, int64_t end) {
-  constexpr int64_t kTileNodes = 64;
-  int32_t pieces[kTileNodes * kSetPieces + kPieceSources];
-  // Where one pass covers the block, one thread writes its rows in order: it may write over the rows still to come.
-  const bool in_order = search.num_sources == search.num_nodes;
-  const int32_t* last_row = col + starts[end];
-  bool any = false;
-  for (int64_t tile = begin; tile < end; tile += kTileNodes) {
-    int32_t* last = pieces;
-    any |= advance(search, hop, tile, std::min(tile + kTileNodes, end), [&](int64_t v, const uint64_t* fresh) {
-      const uint32_t occupied = occupied_pieces(fresh);
-      for (int i = 0; i < kSetPieces; i += kPieceSources) {
-        last = emit_piece(static_cast<Piece>(occupied >> i), static_cast<int32_t>((v - tile) * kSetPieces + i), last,
-                          std::end(pieces));
-      }
-      return occupied != 0;
-    });
-    const auto* fresh = reinterpret_cast<const char*>(search.fresh + (tile - search.first_node) * kSetWords);
-    for (const int32_t* p = pieces; p < last; ++p) {
-      Piece piece;
-      std::memcpy(&piece, fresh + *p * sizeof(Piece), sizeof(Piece));
-      const int64_t v = tile + *p / kSetPieces;
-      const int64_t source = search.first_source + *p % kSetPieces * kPieceSources;
-      const int32_t* limit = in_order ? last_row : col + starts[v + 1];
-      ends[v] = emit_piece(piece, static_cast<int32_t>(source), col + ends[v], limit) - col;
-    }
+bool find_level(const Search<index_t>& search, int64_t hop, int64_t begin, int64_t end) {
+  return advance(search, hop, begin, end, [](int64_t, const uint64_t* fresh) {
+    uint64_t any = 0;
+    for (int w = 0; w < kSetWords; ++w) any |= fresh[w];
+    return any != 0;
+  });
+}
+
+// Appends the sources in the words [num_words] of every row in [begin, end) to that row, whose end so far is ends[v]
+// and at last col[starts[v + 1]]. words[0] are those of row `begin`; in_order: one thread writes the rows one after the
+// other and whole, so that it may write over those still to come.
+inline void emit_rows(const uint64_t* words, int64_t num_words, int64_t first_source, bool in_order, int64_t* ends,
+                      const int64_t* starts, int32_t* col, int64_t begin, int64_t end) {
+  for (int64_t v = begin; v < end; ++v) {
+    const int32_t* limit = col + starts[in_order ? end : v + 1];
+    ends[v] += emit_words(words + (v - begin) * num_words, num_words, first_source, col + ends[v], limit);
   }
-  return any;
 }
 
 // Appends the ids of words, one byte each: bases[i] + j for every bit j of words[i], ascending; returns the end. Most
