@@ -26,7 +26,7 @@ The large graph, AVX2, 388 MB of ids, times of the operator that emits (it searc
 
 So it is not the ids that cost but the lines they are written to: filling the same memory takes 52 ms where it was seen
 before, 300 to 400 ms where it is fresh and in pages of 4 KB. Counting is a read of 64 bytes per edge, pass and level
-from three sets of 1 MB each, of which the second-level cache (512 KB) holds none: 17, 16 and 24 ms for the three levels,
+from three sets of 1 MB each, of which the second-level cache (512 KB) holds none: 17, 16 and 24 ms for three levels,
 20 GB/s. Sets on huge pages are no faster.
 
 Of the 4.0 ms the search and its counts are 2.0; the rest writes 1.05 M ids out of 377 000 words of 2.8 bits. Beside
