@@ -8,13 +8,16 @@ in the environment variable TORCH_SPARSE_SOURCE (the first run builds it, with n
 
 What limits a rate on two AVX2 cores that share their memory with strangers: a column and the entry of its node in the
 table of local ids cost 13 and 4 ns by themselves (4 M random columns, asked for 32 ahead; 9 and 3 in calm moments), of
-36 to 50 ns per edge; the rest is draws, the copy into the result and its new pages. The same process wanders between 18
-and 29 M/s within seconds. Best of three processes each, old and new taking turns: uniform 26.0 to 29.0, weighted 16.6 to
-18.0, temporal 11.9 to 14.8, temporal and weighted 9.3 to 11.3 M/s. What brought that: trees that grow in groves of
-eight, so that their misses overlap (temporal 1.3x, disjoint 1.4x), a bit per place in short rows instead of a hash
+36 to 50 ns per edge; the rest is draws, the copy into the result and its new pages. The same process wanders between
+18 and 29 M/s within seconds. Best of three processes each, old and new taking turns: uniform 26.0 to 29.0, weighted
+16.6 to 18.0, temporal 11.9 to 14.8, temporal and weighted 9.3 to 11.3 M/s. What brought that: trees that grow in groves
+of eight, so that their misses overlap (temporal 1.3x, disjoint 1.4x), a bit per place in short rows instead of a hash
 table (uniform 1.1x), columns and rows asked for 32 ahead instead of 16 (1.1x). What did not: columns asked for when
 they are chosen, which helps at 2^18 nodes as much and costs a tenth at 2^20; 2 MB pages for graph and columns (13.2
-and 13.1 ns per column); blocks of 256 targets; one word instead of four for the bits of the shortest rows.
+and 13.1 ns per column); blocks of 256 targets; one word instead of four for the bits of the shortest rows. Uniform
+sampling gained more than the rest, so that the ratio of weighted to uniform rose there from 1.6 to 1.7 to 1.9, and that
+of one thread to two fell from 1.5 to 1.6 to 1.4 to 1.6: what one thread does alone - ids, the call - is as long as it
+was.
 
 Weighted sampling misses the cache twice per edge, in the alias table and in the columns. With 8 bytes per edge in the
 table it took 1.88 times as long as uniform sampling; in a profile a third of its samples stood at the request for the
