@@ -15,9 +15,8 @@ of eight, so that their misses overlap (temporal 1.3x, disjoint 1.4x), a bit per
 table (uniform 1.1x), columns and rows asked for 32 ahead instead of 16 (1.1x). What did not: columns asked for when
 they are chosen, which helps at 2^18 nodes as much and costs a tenth at 2^20; 2 MB pages for graph and columns (13.2
 and 13.1 ns per column); blocks of 256 targets; one word instead of four for the bits of the shortest rows. Uniform
-sampling gained more than the rest, so that the ratio of weighted to uniform rose there from 1.6 to 1.7 to 1.9, and that
-of one thread to two fell from 1.5 to 1.6 to 1.4 to 1.6: what one thread does alone - ids, the call - is as long as it
-was.
+sampling gained more than the rest: weighted takes 1.7 to 1.9 times as long here, where it was 1.6, and two threads do
+1.4 to 1.6 times what one does, as before, because what one does alone - ids, the call - is as long as it was.
 
 Weighted sampling misses the cache twice per edge, in the alias table and in the columns. With 8 bytes per edge in the
 table it took 1.88 times as long as uniform sampling; in a profile a third of its samples stood at the request for the
