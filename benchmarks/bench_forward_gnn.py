@@ -42,6 +42,17 @@ def single_forward_squirrel() -> harness.Figure:
     return behind_backpropagation("squirrel")
 
 
+@harness.goal(
+    CAPABILITY,
+    f"back-propagation over single forward with one-way links, squirrel, {SPLITS}",
+    at_most=2.0,
+    unit="points",
+    slow=True,
+)
+def single_forward_one_way_squirrel() -> harness.Figure:
+    return behind_backpropagation("squirrel", "single forward, links to classes alone")
+
+
 @harness.goal(CAPABILITY, "bytes kept for the backward pass, single forward, 8 layers over 2, Cora", at_most=1.0)
 def kept_bytes_by_depth() -> harness.Figure:
     kept = {
