@@ -131,6 +131,7 @@ Outcome put(const std::shared_ptr<Segment>& segment, const py::bytes& head, cons
   {
     const py::gil_scoped_release released;
     for (size_t i = 0; i < addresses.size(); ++i) {
+      if (sizes[i] == 0) continue;  // an empty tensor may have no address
       std::memcpy(slot->data() + offsets[i], reinterpret_cast<const void*>(addresses[i]), sizes[i]);
     }
   }
