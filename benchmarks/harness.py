@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import io
 import json
 import math
 import os
@@ -23,6 +24,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -32,7 +34,7 @@ from timing import Comparison, Figure, Timing, bandwidth, compare, peak_flops, s
 
 __all__ = [
     "Comparison", "Figure", "Goal", "NotHere", "Row", "Timing", "bandwidth", "compare", "environment",
-    "environment_line", "goal", "main", "peak_flops", "seconds",
+    "environment_line", "goal", "main", "peak_flops", "save_csv", "save_text", "seconds",
 ]  # fmt: skip
 
 HELD, SHORT, MEASURED, NOT_HERE, FAILED = "held", "short", "measured", "not run here", "failed"
@@ -134,8 +136,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(format_row(row), flush=True)
     print(environment_line())
     if options.csv:
-        with open(options.csv, "w", newline="") as file:
-            write_csv(rows, file)
+        save_csv(rows, Path(options.csv))
     sys.exit(any(row.verdict == FAILED for row in rows))
 
 
@@ -175,12 +176,21 @@ def format_value(value: float, unit: str) -> str:
     return f"{number}{unit}" if unit in ("x", "%") else f"{number} {unit}".strip()
 
 
-def write_csv(rows: Sequence[Row], file: Any) -> None:
-    """Rows as CSV, after one comment line with the environment."""
-    file.write(f"# {environment_line()}\n")
-    writer = csv.DictWriter(file, list(Row.__dataclass_fields__), lineterminator="\n")
+def save_csv(rows: Sequence[Any], path: Path) -> None:
+    """Rows of one dataclass as CSV, after one comment line with the environment."""
+    text = io.StringIO()
+    text.write(f"# {environment_line()}\n")
+    writer = csv.DictWriter(text, list(type(rows[0]).__dataclass_fields__), lineterminator="\n")
     writer.writeheader()
     writer.writerows(asdict(row) for row in rows)
+    save_text(text.getvalue(), path)
+
+
+def save_text(text: str, path: Path) -> None:
+    """A file, written whole or not at all."""
+    partial = path.with_name(f"{path.name}.partial")
+    partial.write_text(text)
+    partial.replace(path)
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:

@@ -14,10 +14,9 @@ from __future__ import annotations
 
 import argparse
 import csv
-import io
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 
 import gossamer
@@ -71,14 +70,7 @@ def read_record() -> list[Standing]:
 def write_record(standings: Sequence[Standing]) -> None:
     """Those of this instruction set take the place of earlier ones; other sets keep theirs."""
     others = [s for s in (read_record() if RECORD.exists() else []) if s.isa != gossamer.instruction_set()]
-    text = io.StringIO()
-    text.write(f"# last recorded on: {harness.environment_line()}\n")
-    writer = csv.DictWriter(text, [f.name for f in fields(Standing)], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(asdict(s) for s in [*others, *standings])
-    partial = RECORD.with_suffix(".partial")
-    partial.write_text(text.getvalue())
-    partial.replace(RECORD)
+    harness.save_csv([*others, *standings], RECORD)
 
 
 def lost(sweeps: Sequence[Sweep], record: dict[str, Standing]) -> Iterator[str]:

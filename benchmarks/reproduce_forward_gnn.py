@@ -38,6 +38,7 @@ from gossamer.graph import (
 
 from environment import environment_line
 from reproduction import Runs, mean_and_spread, plot, write_page
+from saved_bytes import SavedBytes
 
 RUNS = Runs("forward_gnn")
 METHODS = {
@@ -88,29 +89,6 @@ def masks(labels: Tensor, seed: int) -> tuple[Tensor, Tensor, Tensor]:
     for mask, begin, end in zip(out, bounds, bounds[1:]):
         mask[order[begin:end]] = True
     return out[0], out[1], out[2]
-
-
-class SavedBytes:
-    """Counts what autograd keeps for the backward pass inside the block: each storage once, parameters not."""
-
-    def __init__(self, parameters: Any) -> None:
-        self._parameters = {p.untyped_storage().data_ptr() for p in parameters}
-        self._seen: dict[int, int] = {}
-
-    def __enter__(self) -> SavedBytes:
-        self._hooks = torch.autograd.graph.saved_tensors_hooks(self._pack, lambda tensor: tensor)
-        self._hooks.__enter__()
-        return self
-
-    def _pack(self, tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in self._parameters and tensor.is_floating_point():
-            self._seen[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    def __exit__(self, *error: Any) -> None:
-        self._hooks.__exit__(*error)
-        self.num_bytes = sum(self._seen.values())
 
 
 class Backpropagation(nn.Module):

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import io
 import json
 import os
 import signal
@@ -22,7 +21,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from environment import environment_line
-from harness import FAILED, HELD, MEASURED, NOT_HERE, SHORT, Row, format_row, write_csv
+from harness import FAILED, HELD, MEASURED, NOT_HERE, SHORT, Row, format_row, save_csv, save_text
 
 HERE = Path(__file__).resolve().parent
 START_TIMEOUT = 300.0  # seconds for a script to import what it needs
@@ -169,13 +168,9 @@ def table_row(row: Row) -> str:
 
 def write_results(rows: Sequence[Row], stem: Path) -> None:
     """Write ``stem``.md and ``stem``.csv, each whole or not at all."""
-    text = io.StringIO()
-    write_csv(rows, text)
     stem.parent.mkdir(parents=True, exist_ok=True)
-    for suffix, content in ((".md", markdown(rows)), (".csv", text.getvalue())):
-        part = stem.with_name(stem.name + suffix + ".part")
-        part.write_text(content)
-        os.replace(part, stem.with_name(stem.name + suffix))
+    save_text(markdown(rows), stem.with_name(f"{stem.name}.md"))
+    save_csv(rows, stem.with_name(f"{stem.name}.csv"))
 
 
 if __name__ == "__main__":

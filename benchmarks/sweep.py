@@ -12,15 +12,13 @@ They take turns (see timing.py); a way that is not installed is left out with a 
 from __future__ import annotations
 
 import argparse
-import csv
 import importlib
-import io
 import math
 import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +28,7 @@ import harness
 from cost import Cost
 from timing import middle_half
 
-__all__ = ["Point", "Problem", "Sweep", "all_sweeps", "measure", "optional", "sweep", "write_csv"]
+__all__ = ["Point", "Problem", "Sweep", "all_sweeps", "measure", "optional", "sweep"]
 
 SECONDS_PER_POINT = {False: 2.0, True: 6.0}  # by --full
 REPEATS = 15
@@ -201,7 +199,7 @@ def main(arguments: Sequence[str] | None = None, program: str | None = None) -> 
         return 0
     measured = measure_all(chosen, full=options.full)
     if options.csv:
-        write_csv(measured, options.csv)
+        harness.save_csv(measured, options.csv)
     if options.write:
         from sweep_report import write
 
@@ -219,18 +217,6 @@ def measure_all(sweeps: Sequence[Sweep], *, full: bool) -> list[Point]:
             print(f"[{number:>2}/{len(sweeps)}] {line(point)}", flush=True)
     print(f"{len(measured)} points in {time.perf_counter() - start:.0f} s")
     return measured
-
-
-def write_csv(points: Sequence[Point], path: Path) -> None:
-    """The points after one comment line with the environment; the file is written whole or not at all."""
-    text = io.StringIO()
-    text.write(f"# {harness.environment_line()}\n")
-    writer = csv.DictWriter(text, [f.name for f in fields(Point)], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(asdict(point) for point in points)
-    partial = path.with_name(f"{path.name}.partial")
-    partial.write_text(text.getvalue())
-    partial.replace(path)
 
 
 if __name__ == "__main__":

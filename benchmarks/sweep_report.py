@@ -9,7 +9,7 @@ from pathlib import Path
 import harness
 from environment import environment_line
 from reproduction import PAGES, RESULTS, plot, write_page
-from sweep import Point, exponent, write_csv
+from sweep import Point, exponent
 
 __all__ = ["write"]
 
@@ -36,7 +36,7 @@ def write(points: Sequence[Point]) -> list[Path]:
     draw_growth(one)
     parts = [INTRODUCTION, *table(points), "", *pictures(), f"Measured on: {environment_line()}.", ""]
     page, table_file = write_page(NAME, "\n".join(parts)), RESULTS / f"{NAME}.csv"
-    write_csv(points, table_file)
+    harness.save_csv(points, table_file)
     return [page, *(PAGES / f"{NAME}_{plot}.png" for plot in PLOTS), table_file]
 
 
