@@ -14,6 +14,8 @@ from gossamer.graph.sampling_index import _signed
 
 __all__ = ["ppr_neighbors", "walk_neighbors"]
 
+_MOST_DRAWS = 1 << 24  # per seed: an error of 1e-4, far below what walks are for, and seconds of work
+
 
 @typed
 def ppr_neighbors(
@@ -31,7 +33,7 @@ def ppr_neighbors(
         graph: in-neighbours in CSR form, on the CPU; weights are not used.
         seeds: [num_seeds], int64 or int32, node ids in [0, graph.num_nodes).
         top_k: number of entries per seed, at least 1.
-        alpha: probability to stop at every step, in (0, 1).
+        alpha: probability to stop at every step, in [1e-4, 1).
         eps: tolerance, in [1e-9, 1); the time per seed grows with 1 / (alpha * eps).
 
     Returns:
@@ -64,8 +66,8 @@ def walk_neighbors(
         top_k: number of entries per seed, at least 1.
         seed: random seed.
         num_walks: walks per seed, at least 1.
-        num_steps: steps of every walk, at least 1.
-        alpha: probability to stop at every step, in (0, 1).
+        num_steps: steps of every walk, at least 1; num_walks * num_steps is at most 2^24.
+        alpha: probability to stop at every step, in [1e-4, 1).
 
     Returns:
         node: [num_seeds, top_k], int64, by score, largest first; -1 where the walks met fewer nodes.
@@ -111,6 +113,8 @@ def walk(
     for name, value in (("num_walks", num_walks), ("num_steps", num_steps)):
         if value < 1:
             raise ValueError(f"{function}: {name} must be at least 1, got {value}")
+    if (draws := num_walks * num_steps) > _MOST_DRAWS:
+        raise ValueError(f"{function}: num_walks * num_steps must be at most {_MOST_DRAWS}, got {draws}")
     return torch.ops.gossamer.walk_neighbors(
         graph.rowptr, graph.col, seeds, top_k, num_walks, num_steps, alpha, _signed(seed), num_nodes
     )
@@ -143,8 +147,8 @@ def _edge_hash(source: Tensor, target: Tensor) -> Tensor:
 def _check(function: str, graph: CSR, top_k: int, alpha: float) -> None:
     if top_k < 1:
         raise ValueError(f"{function}: top_k must be at least 1, got {top_k}")
-    if not 0 < alpha < 1:
-        raise ValueError(f"{function}: alpha must be in (0, 1), got {alpha}")
+    if not 1e-4 <= alpha < 1:
+        raise ValueError(f"{function}: alpha must be in [1e-4, 1), got {alpha}")
     if graph.rowptr.device.type != "cpu":
         raise ValueError(f"{function}: graph must be on the CPU, got {graph.rowptr.device}")
 

@@ -62,9 +62,11 @@ def test_no_seeds():
 
 WRONG = [
     pytest.param({"top_k": 0}, "top_k must be at least 1, got 0", id="top_k"),
-    pytest.param({"alpha": 0.0}, r"alpha must be in \(0, 1\), got 0.0", id="alpha"),
+    pytest.param({"alpha": 0.0}, r"alpha must be in \[1e-4, 1\), got 0.0", id="alpha"),
     pytest.param({"num_walks": 0}, "num_walks must be at least 1, got 0", id="num_walks"),
     pytest.param({"num_steps": -1}, "num_steps must be at least 1, got -1", id="num_steps"),
+    pytest.param({"num_walks": 1 << 60}, r"num_walks \* num_steps must be at most 16777216, got", id="walks"),
+    pytest.param({"num_steps": 1 << 20}, r"num_walks \* num_steps must be at most 16777216, got", id="endless"),
     pytest.param({"seeds": torch.tensor([60])}, r"seeds must be in \[0, 60\)", id="seed"),
 ]
 
