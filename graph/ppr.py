@@ -14,6 +14,7 @@ from gossamer.graph.sampling_index import _signed
 
 __all__ = ["ppr_neighbors", "walk_neighbors"]
 
+_MOST_ENTRIES = 1 << 24  # per seed
 _MOST_DRAWS = 1 << 24  # per seed: an error of 1e-4, far below what walks are for, and seconds of work
 
 
@@ -32,7 +33,7 @@ def ppr_neighbors(
     Args:
         graph: in-neighbours in CSR form, on the CPU; weights are not used.
         seeds: [num_seeds], int64 or int32, node ids in [0, graph.num_nodes).
-        top_k: number of entries per seed, at least 1.
+        top_k: number of entries per seed, in [1, 2^24].
         alpha: probability to stop at every step, in [1e-4, 1).
         eps: tolerance, in [1e-9, 1); the time per seed grows with 1 / (alpha * eps).
 
@@ -63,7 +64,7 @@ def walk_neighbors(
     Args:
         graph: in-neighbours in CSR form, on the CPU; weights are not used.
         seeds: [num_seeds], int64 or int32, node ids in [0, graph.num_nodes).
-        top_k: number of entries per seed, at least 1.
+        top_k: number of entries per seed, in [1, 2^24].
         seed: random seed.
         num_walks: walks per seed, at least 1.
         num_steps: steps of every walk, at least 1; num_walks * num_steps is at most 2^24.
@@ -145,8 +146,8 @@ def _edge_hash(source: Tensor, target: Tensor) -> Tensor:
 
 
 def _check(function: str, graph: CSR, top_k: int, alpha: float) -> None:
-    if top_k < 1:
-        raise ValueError(f"{function}: top_k must be at least 1, got {top_k}")
+    if not 1 <= top_k <= _MOST_ENTRIES:
+        raise ValueError(f"{function}: top_k must be in [1, {_MOST_ENTRIES}], got {top_k}")
     if not 1e-4 <= alpha < 1:
         raise ValueError(f"{function}: alpha must be in [1e-4, 1), got {alpha}")
     if graph.rowptr.device.type != "cpu":

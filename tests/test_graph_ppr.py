@@ -76,7 +76,7 @@ def test_no_seeds():
 
 
 WRONG = [
-    pytest.param({"top_k": 0}, "top_k must be at least 1, got 0", id="top_k"),
+    pytest.param({"top_k": 0}, r"top_k must be in \[1, 16777216\], got 0", id="top_k"),
     pytest.param({"alpha": 1.0}, r"alpha must be in \[1e-4, 1\), got 1.0", id="alpha"),
     pytest.param({"alpha": 1e-300}, r"alpha must be in \[1e-4, 1\), got 1e-300", id="endless"),
     pytest.param({"eps": 0.0}, r"eps must be in \[1e-9, 1\), got 0.0", id="eps"),

@@ -61,7 +61,7 @@ def test_no_seeds():
 
 
 WRONG = [
-    pytest.param({"top_k": 0}, "top_k must be at least 1, got 0", id="top_k"),
+    pytest.param({"top_k": 0}, r"top_k must be in \[1, 16777216\], got 0", id="top_k"),
     pytest.param({"alpha": 0.0}, r"alpha must be in \[1e-4, 1\), got 0.0", id="alpha"),
     pytest.param({"num_walks": 0}, "num_walks must be at least 1, got 0", id="num_walks"),
     pytest.param({"num_steps": -1}, "num_steps must be at least 1, got -1", id="num_steps"),
