@@ -54,8 +54,9 @@ train-lm: $(STAMP)
 train-recsys: $(STAMP)
 	@$(BIN)/python examples/train_recsys.py $(ARGS)
 
+# A test that hangs ends the run after ten minutes (faulthandler_timeout), with the stacks of all threads.
 test: $(STAMP)
-	@OMP_NUM_THREADS=1 $(BIN)/pytest -n $(JOBS) --dist loadgroup $(ARGS)
+	@OMP_NUM_THREADS=1 $(BIN)/pytest -n $(JOBS) --dist loadgroup --max-worker-restart=0 $(ARGS)
 
 # The CPU kernels built with the address and undefined-behaviour sanitizers, under the tests that call operators
 # directly; pipelines and scripts would only run the same kernels again.
