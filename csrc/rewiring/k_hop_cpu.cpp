@@ -6,7 +6,7 @@
 #include "common/tensor.h"
 
 #include <atomic>
-#include <memory>
+#include <numeric>
 #include <tuple>
 #include <utility>
 #include <vector>
@@ -44,28 +44,6 @@ Search<index_t> block_of(Search<index_t> graph, int64_t first, int64_t last) {
   graph.num_nodes = last - first;
   return graph;
 }
-
-// Bytes in order of writing, room for more of them asked for ahead.
-class Bytes {
- public:
-  // The end of what was written, with room for num_bytes more.
-  uint8_t* reserve(int64_t num_bytes) {
-    if (size_ + num_bytes > capacity_) {
-      capacity_ = 2 * (size_ + num_bytes);
-      auto larger = std::make_unique_for_overwrite<uint8_t[]>(capacity_);
-      std::copy_n(data_.get(), size_, larger.get());
-      data_ = std::move(larger);
-    }
-    return data_.get() + size_;
-  }
-  void extend_to(const uint8_t* end) { size_ = end - data_.get(); }
-  const uint8_t* data() const { return data_.get(); }
-  int64_t size() const { return size_; }
-
- private:
-  std::unique_ptr<uint8_t[]> data_;
-  int64_t size_ = 0, capacity_ = 0;
-};
 
 // Runs the passes of one block of nodes [first, last). `each(f)` calls f(begin, end) for all of its nodes;
 // visitor.level advances nodes by a level and returns whether it found anything, visitor.finish comes after every pass.
@@ -254,39 +232,69 @@ Tensor diagonal_blocks_cpu(const Tensor& rowptr, const Tensor& col) {
   return blocks;
 }
 
-// Searches every block of at most kNarrowSources nodes, side by side, and returns what keep_narrow keeps of them, block
-// after block: all of it where that is at most max_kept bytes.
+// Places [num_blocks + 1] behind each other for what every block [first, last) keeps: size(first, last) bytes if it is
+// narrow, else none.
+template <typename Size>
+std::vector<int64_t> places_of(const Tensor& blocks, const Size& size) {
+  const int64_t* bounds = blocks.const_data_ptr<int64_t>();
+  std::vector<int64_t> places(blocks.size(0), 0);
+  for (int64_t b = 0; b + 1 < blocks.size(0); ++b) {
+    places[b + 1] = places[b] + (bounds[b + 1] - bounds[b] <= kNarrowSources ? size(bounds[b], bounds[b + 1]) : 0);
+  }
+  return places;
+}
+
+// Searches every block of at most kNarrowSources nodes, side by side. Where `kept` is not null it takes what
+// keep_narrow keeps of them, block after block, and has room for it at `places` and kFreeIds behind each; returns how
+// many bytes it took.
 template <typename index_t>
-Tensor search_narrow_blocks(const Search<index_t>& graph, const Tensor& blocks, int64_t max_hops, Tensor& counts,
-                            int64_t max_kept) {
+int64_t search_narrow_blocks(const Search<index_t>& graph, const Tensor& blocks, int64_t max_hops, Tensor& counts,
+                             const std::vector<int64_t>& places, uint8_t* kept) {
   const int64_t* bounds = blocks.const_data_ptr<int64_t>();
   const int64_t num_blocks = blocks.size(0) - 1, num_nodes = counts.size(1);
   const auto keep = GOSSAMER_SELECT_ISA(keep_narrow<index_t>);
   int32_t* data = counts.mutable_data_ptr<int32_t>();
-  std::vector<Bytes> pieces(num_blocks);  // a piece per range of blocks, at the place of its first block
-  std::atomic<int64_t> num_kept = 0;
+  const auto place = [&](int64_t b) { return kept + places[b] + b * kFreeIds; };
+  std::vector<int64_t> sizes(num_blocks, 0);  // of what a range of blocks keeps, at the number of its first block
   torch::stable::parallel_for(0, num_blocks, kGrainBlocks, [&](int64_t begin, int64_t end) {
-    Bytes& piece = pieces[begin];
+    uint8_t* out = kept == nullptr ? nullptr : place(begin);
     for (int64_t b = begin; b < end; ++b) {
-      const int64_t first = bounds[b], num_block_nodes = bounds[b + 1] - first;
-      if (num_block_nodes > kNarrowSources) continue;
-      const auto search = block_of(graph, first, bounds[b + 1]);
-      if (num_kept >= max_kept) {
-        keep(search, max_hops, data, num_nodes, nullptr);
-        continue;
-      }
-      const int64_t size = piece.size();
-      piece.extend_to(keep(search, max_hops, data, num_nodes, piece.reserve((num_block_nodes + 1) * kNarrowSources)));
-      num_kept += piece.size() - size;
+      if (bounds[b + 1] - bounds[b] > kNarrowSources) continue;
+      out = keep(block_of(graph, bounds[b], bounds[b + 1]), max_hops, data, num_nodes, out);
     }
+    if (kept != nullptr) sizes[begin] = out - place(begin);
   });
-  if (num_kept > max_kept) num_kept = 0;
-  Tensor kept = torch::stable::new_empty(counts, {num_kept.load()}, ScalarType::Byte);
-  uint8_t* out = kept.mutable_data_ptr<uint8_t>();
-  for (const Bytes& piece : pieces) {
-    if (num_kept > 0) out = std::copy_n(piece.data(), piece.size(), out);
+  int64_t num_kept = 0;
+  for (int64_t b = 0; b < num_blocks; ++b) {
+    if (sizes[b] > 0) std::memmove(kept + num_kept, place(b), sizes[b]);
+    num_kept += sizes[b];
   }
-  return kept;
+  return num_kept;
+}
+
+// The search of narrow blocks, and what it keeps: all of it where that is at most max_kept bytes, else nothing. Where
+// it could be more it is counted first.
+template <typename index_t>
+Tensor keep_narrow_blocks(const Search<index_t>& graph, const Tensor& blocks, int64_t max_hops, Tensor& counts,
+                          int64_t max_kept) {
+  std::vector<int64_t> places =
+      places_of(blocks, [](int64_t first, int64_t last) { return (last - first) * (last - first - 1); });
+  if (places.back() > max_kept) {
+    search_narrow_blocks(graph, blocks, max_hops, counts, places, nullptr);
+    const int32_t* found = counts.const_data_ptr<int32_t>();
+    places = places_of(blocks, [&](int64_t first, int64_t last) {
+      int64_t size = 0;
+      for (int64_t hop = 0; hop < max_hops; ++hop) {
+        const int32_t* row = found + hop * counts.size(1);
+        size = std::accumulate(row + first, row + last, size);
+      }
+      return size;
+    });
+    if (places.back() > max_kept) return torch::stable::new_empty(counts, {0}, ScalarType::Byte);
+  }
+  Tensor kept = torch::stable::new_empty(counts, {places.back() + blocks.size(0) * kFreeIds}, ScalarType::Byte);
+  uint8_t* bytes = kept.mutable_data_ptr<uint8_t>();
+  return torch::stable::narrow(kept, 0, 0, search_narrow_blocks(graph, blocks, max_hops, counts, places, bytes));
 }
 
 std::tuple<Tensor, Tensor> k_hop_count_cpu(const Tensor& rowptr, const Tensor& col, const Tensor& blocks,
@@ -298,7 +306,7 @@ std::tuple<Tensor, Tensor> k_hop_count_cpu(const Tensor& rowptr, const Tensor& c
   dispatch_index(col, [&](auto index) {
     using index_t = decltype(index);
     const Search<index_t> graph{rowptr.const_data_ptr<int64_t>(), col.const_data_ptr<index_t>()};
-    kept = search_narrow_blocks(graph, blocks, max_hops, counts, max_kept);
+    kept = keep_narrow_blocks(graph, blocks, max_hops, counts, max_kept);
     const Counter<index_t> counter{counts.mutable_data_ptr<int32_t>(), num_nodes};
     search_wide_blocks(graph, blocks, max_hops, [&](int64_t) { return counter; });
   });
@@ -311,15 +319,14 @@ void emit_kept(const Tensor& kept, const Tensor& blocks, const Tensor& shell_row
   const int64_t* bounds = blocks.const_data_ptr<int64_t>();
   const int64_t num_blocks = blocks.size(0) - 1, max_hops = shell_rowptr.size(0), num_rows = shell_rowptr.size(1);
   const int64_t* starts = shell_rowptr.const_data_ptr<int64_t>();
-  const auto size = [&](int64_t b, int64_t hop) {
-    return starts[hop * num_rows + bounds[b + 1]] - starts[hop * num_rows + bounds[b]];
+  const auto size = [&](int64_t hop, int64_t first, int64_t last) {
+    return starts[hop * num_rows + last] - starts[hop * num_rows + first];
   };
-  std::vector<int64_t> places(num_blocks + 1, 0);  // where the kept pairs of every block begin
-  for (int64_t b = 0; b < num_blocks; ++b) {
-    places[b + 1] = places[b];
-    if (bounds[b + 1] - bounds[b] > kNarrowSources) continue;
-    for (int64_t hop = 0; hop < max_hops; ++hop) places[b + 1] += size(b, hop);
-  }
+  const std::vector<int64_t> places = places_of(blocks, [&](int64_t first, int64_t last) {
+    int64_t pairs_of_block = 0;
+    for (int64_t hop = 0; hop < max_hops; ++hop) pairs_of_block += size(hop, first, last);
+    return pairs_of_block;
+  });
   GOSSAMER_CHECK(places.back() == kept.numel(), "k_hop: kept must be what k_hop_count kept, ", places.back(),
                  " pairs, got ", kept.numel());
   const auto widen = GOSSAMER_SELECT_ISA(widen_ids);
@@ -328,9 +335,9 @@ void emit_kept(const Tensor& kept, const Tensor& blocks, const Tensor& shell_row
       if (places[b + 1] == places[b]) continue;
       const uint8_t* ids = kept.const_data_ptr<uint8_t>() + places[b];
       for (int64_t hop = 0; hop < max_hops; ++hop) {
-        widen(ids, size(b, hop), static_cast<int32_t>(bounds[b]),
-              pairs + bases[hop] + starts[hop * num_rows + bounds[b]]);
-        ids += size(b, hop);
+        const int64_t num_ids = size(hop, bounds[b], bounds[b + 1]);
+        widen(ids, num_ids, static_cast<int32_t>(bounds[b]), pairs + bases[hop] + starts[hop * num_rows + bounds[b]]);
+        ids += num_ids;
       }
     }
   });

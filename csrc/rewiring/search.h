@@ -8,6 +8,7 @@ namespace gossamer {
 // A set of sources: one bit each, kSetWords words of 64 bits.
 constexpr int64_t kSetWords = 8;
 constexpr int64_t kSetSources = 64 * kSetWords;
+constexpr int64_t kFreeIds = 8;                  // behind a list of ids, that may be written over
 constexpr int64_t kMaxRunWords = 8 * kSetWords;  // of several passes over the same row, emitted together
 
 // One pass of the search: the sources [first_source, first_source + num_sources) within a diagonal block of the graph.
