@@ -17,6 +17,7 @@ __all__ = ["LaplacianPE", "RandomWalkPE", "laplacian_pe", "random_walk_pe"]
 
 _WALKS = 64  # walks at a time; every one is a column
 _DENSE_NODES = 4096  # up to here all eigenvectors are cheaper than a few
+_MOST_COLUMNS = 1 << 16  # of a positional encoding
 
 
 @typed
@@ -29,14 +30,14 @@ def random_walk_pe(graph: CSR, num_steps: int) -> Tensor:
 
     Args:
         graph: one graph or a batch of graphs behind each other; weights nonnegative.
-        num_steps: at least 1.
+        num_steps: in [1, 65536].
 
     Returns:
         [num_nodes, num_steps], float32.
 
     Raises:
         TypeError: if graph is not a CSR.
-        ValueError: if num_steps is below 1.
+        ValueError: if num_steps is out of its range.
 
     Source: Dwivedi et al. 2022, Graph Neural Networks with Learnable Structural and Positional Representations,
     equation 11.
@@ -73,14 +74,14 @@ def laplacian_pe(graph: CSR, num_vectors: int) -> Tensor:
 
     Args:
         graph: one graph, on the CPU; a batch of graphs is one graph of several components.
-        num_vectors: at least 1.
+        num_vectors: in [1, 65536].
 
     Returns:
         [num_nodes, num_vectors], float32; zeros where the graph has too few.
 
     Raises:
         TypeError: if graph is not a CSR.
-        ValueError: if num_vectors is below 1.
+        ValueError: if num_vectors is out of its range.
         ImportError: if the graph has more than 4096 nodes and scipy is not installed.
 
     Source: Dwivedi et al. 2023, Benchmarking Graph Neural Networks, section 3.3.
@@ -99,7 +100,7 @@ class RandomWalkPE:
     """Give PyG data ``random_walk_pe``: how likely a walk from a node is back after 1..num_steps steps.
 
     Args:
-        num_steps: at least 1.
+        num_steps: in [1, 65536].
         attr_name: name of the attribute; None puts the values behind the features ``x``.
     """
 
@@ -120,7 +121,7 @@ class LaplacianPE:
     """Give PyG data ``laplacian_pe``: eigenvectors of its Laplacian, one graph at a time.
 
     Args:
-        num_vectors: at least 1.
+        num_vectors: in [1, 65536].
         attr_name: name of the attribute; None puts the values behind the features ``x``.
     """
 
@@ -140,8 +141,8 @@ class LaplacianPE:
 def _check(function: str, name: str, graph: CSR, count: int) -> None:
     if not isinstance(graph, CSR):
         raise TypeError(f"{function}: graph must be a CSR, got {type(graph).__name__}")
-    if count < 1:
-        raise ValueError(f"{function}: {name} must be at least 1, got {count}")
+    if not 1 <= count <= _MOST_COLUMNS:
+        raise ValueError(f"{function}: {name} must be in [1, {_MOST_COLUMNS}], got {count}")
 
 
 def _smallest_vectors(graph: CSR, count: int) -> Tensor:

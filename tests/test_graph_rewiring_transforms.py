@@ -170,8 +170,9 @@ ONES = torch.ones(3, 1)
     ("error", "message", "call"),
     [
         (TypeError, "random_walk_pe: graph must be a CSR, got int", lambda: random_walk_pe(3, 1)),
-        (ValueError, "random_walk_pe: num_steps must be at least 1, got 0", lambda: random_walk_pe(PATH, 0)),
-        (ValueError, "laplacian_pe: num_vectors must be at least 1, got 0", lambda: laplacian_pe(PATH, 0)),
+        (ValueError, r"random_walk_pe: num_steps must be in \[1, 65536\], got 0", lambda: random_walk_pe(PATH, 0)),
+        (ValueError, r"random_walk_pe: num_steps must be in \[1, 65536\], got", lambda: random_walk_pe(PATH, 1 << 60)),
+        (ValueError, r"laplacian_pe: num_vectors must be in \[1, 65536\], got 0", lambda: laplacian_pe(PATH, 0)),
         (ValueError, "SPNConv: max_hops must be at least 1, got 0", lambda: SPNConv(4, 0)),
         (ValueError, "SPN: num_layers must be at least 1, got 0", lambda: SPN(1, 2, 3, 0)),
         (ValueError, "SPN: shells must be at least 10 graphs, got 1", lambda: SPN(1, 2, 3, 1)(ONES, [PATH])),
