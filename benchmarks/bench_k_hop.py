@@ -13,10 +13,29 @@ time for the 200 graphs, K=10 and K=20, AVX2, two cores shared with other work, 
     two searches, narrow sets, two sources of a word unasked   count 3.1 and 5.0 ms, emit 10.0 and 18.3 ms
     two searches, narrow sets, four unasked                    count 2.3 and 5.1 ms, emit  7.7 and 17.4 ms
     one search, occupied words listed, four unasked            count and keep 6.4 and 13.5 ms, widen 0.3 and 1.4 ms
-    the same, words of a set known when compiled, six unasked  count and keep 4.0 and  8.0 ms, widen alike (in use)
+    the same, words of a set known when compiled, six unasked  count and keep 4.0 and  8.0 ms, widen alike
     the same, four ids put together in a register              count and keep 3.9 and  8.0 ms
     the same, one branchless step per source                   count and keep 6.8 and 11.8 ms
     the same, words of more than four from a table by bytes    count and keep 4.8 and  9.6 ms
+
+The compiler had turned the six steps that ask nothing into six jumps, one of which is guessed wrong for most words. In
+turns in one process, alone on the machine (1.05 and 2.10 M ids; the search without ids took 2.0 to 2.6 and 4.1 to 4.9):
+
+    six jumps, as compiled before                              6.9 and 13.9 ms
+    six steps that cannot become jumps (four, five alike)      5.3 and 10.4 ms; eight steps 6.9 and 13.0
+    the rest of the large words first, by rounds, then four    5.5 and 10.3 ms
+    pieces of 32 bits, eight in a register, four ids a step    3.3 and  6.3 ms; on cache lines 2.5 and 4.9
+    the same, eight ids where four are not enough              2.5 and  4.9 ms
+    the same, a table by bytes where four are not enough       2.5 and  5.2 ms (in use: less code)
+    the same, neighbours after the fourth joined beforehand    2.5 and  5.1 ms
+
+On dense graphs (degree 8, 3.4 M ids) the one in use takes 2.4 ms where the jumps took 6.5. What is found goes
+straight to one place, not to pieces that grow and are copied.
+
+What is left of K=10 (6 ms): 3.4 search and ids, of them 2.5 without ids; 0.35 to find the blocks, 0.3 row pointers, 0.2
+widening. A search without ids is about 45 instructions and 160 bytes of the first-level cache per node and level, and
+there are 303 000 and 607 000 of them. K=20 returns 13.3 MB: where the allocator hands out fresh pages for it, 3200
+faults of 4 KB cost 6 ms (20 to 21 ms instead of 14.6 in the same minutes).
 
 The large graph, AVX2, 388 MB of ids, times of the operator that emits (it searches again, 50 to 60 ms of them):
 
@@ -28,9 +47,6 @@ So it is not the ids that cost but the lines they are written to: filling the sa
 before, 300 to 400 ms where it is fresh and in pages of 4 KB. Counting is a read of 64 bytes per edge, pass and level
 from three sets of 1 MB each, of which the second-level cache (512 KB) holds none: 17, 16 and 24 ms for three levels,
 20 GB/s. Sets on huge pages are no faster.
-
-Of the 4.0 ms the search and its counts are 2.0; the rest writes 1.05 M ids out of 377 000 words of 2.8 bits. Beside
-them: 0.5 ms to find the blocks, 0.5 ms for 303 000 row pointers.
 """
 
 from __future__ import annotations
@@ -55,6 +71,16 @@ CAPABILITY = "k-hop rewiring"
 @lru_cache
 def peptides() -> CSR:
     return graphs.peptides(200)
+
+
+@harness.goal(CAPABILITY, "on a GPU, 200 peptide-like graphs, K=10: against one thread of the CPU", unit="x", gpu=True)
+def peptides_gpu() -> harness.Figure:
+    on_gpu = peptides().to("cuda")
+    for ours, cpu in zip(k_hop(on_gpu, 10), k_hop(peptides(), 10)):
+        assert torch.equal(ours.rowptr.cpu(), cpu.rowptr)
+        assert torch.equal(ours.col.cpu(), cpu.col)
+    times = harness.compare({"GPU": lambda: k_hop(on_gpu, 10), "CPU": lambda: k_hop(peptides(), 10)}, wall=True)
+    return times.figure("CPU", "GPU", size_of(peptides(), int(k_hop_count(peptides(), 10).sum())))
 
 
 @lru_cache

@@ -106,7 +106,28 @@ def _from_arrays(rowptr: Tensor, col: Tensor, values: Tensor | None, shape: Any,
 
 
 def graph_of(transform: str, data: Any, weight: Tensor | None = None) -> CSR:
-    """The graph of a PyG Data, in the name of a transform."""
+    """The graph of a PyG Data or Batch, in the name of a transform."""
     if not isinstance(getattr(data, "edge_index", None), Tensor):
         raise TypeError(f"{transform}: data must be a PyG Data with an edge_index, got {type(data).__name__}")
-    return CSR.from_edge_index(data.edge_index, data.num_nodes, weight=weight)
+    graph = CSR.from_edge_index(data.edge_index, data.num_nodes, weight=weight)
+    check_batch(transform, data, "edge_index")
+    return graph
+
+
+def check_batch(function: str, data: Any, name: str) -> None:
+    """Refuse a batch with an edge from one of its graphs to another; ``name`` is the attribute with the edges."""
+    batch = getattr(data, "batch", None)
+    if batch is None:
+        return
+    num_nodes, edges = data.num_nodes, getattr(data, name)
+    if not isinstance(batch, Tensor) or batch.shape != (num_nodes,):
+        shape = list(batch.shape) if isinstance(batch, Tensor) else type(batch).__name__
+        raise ValueError(f"{function}: data.batch must have one entry for each of {num_nodes} nodes, got {shape}")
+    ends = batch[edges.long()]
+    crossing = (ends[0] != ends[1]).nonzero()
+    if len(crossing):
+        edge, graphs = edges[:, crossing[0, 0]].tolist(), ends[:, crossing[0, 0]].tolist()
+        raise ValueError(
+            f"{function}: data.{name} must join nodes of the same graph, got {edge[0]} -> {edge[1]} from graph "
+            f"{graphs[0]} to graph {graphs[1]}"
+        )

@@ -15,7 +15,7 @@ from torch import Tensor
 from gossamer._arguments import typed
 from gossamer.graph.aggregate import propagation
 from gossamer.graph.csr import CSR
-from gossamer.graph.csr_convert import graph_of
+from gossamer.graph.csr_convert import check_batch, graph_of
 from gossamer.graph.k_hop import _MAX_PAIRS, k_hop
 from gossamer.graph.shell_file import load_shells, save_shells
 
@@ -55,7 +55,7 @@ class KHop:
 
     def __call__(self, data: Any) -> Any:
         """A shallow copy of the data with hop_index (int64) and hop (uint8), sorted by (hop, target, source), and
-        max_hops (int)."""
+        max_hops (int). A batch whose edges join two of its graphs raises ValueError."""
         shells = self._shells(graph_of("KHop", data))
         hops = torch.arange(1, self.max_hops + 1, dtype=torch.uint8)
         data = copy.copy(data)
@@ -94,7 +94,7 @@ def hop_shells(data: Any, max_hops: int) -> list[CSR]:
 
     Raises:
         TypeError: if data has no pairs.
-        ValueError: if max_hops is below 1, or above what KHop was asked for.
+        ValueError: if max_hops is below 1, or above what KHop was asked for, or a pair joins two graphs of a batch.
     """
     edges, hops = getattr(data, "hop_index", None), getattr(data, "hop", None)
     if not isinstance(edges, Tensor) or not isinstance(hops, Tensor):
@@ -102,7 +102,9 @@ def hop_shells(data: Any, max_hops: int) -> list[CSR]:
     most = int(torch.as_tensor(getattr(data, "max_hops", 255)).min())  # a batch has one per graph
     if not 1 <= max_hops <= most:
         raise ValueError(f"hop_shells: max_hops must be in [1, {most}], the hops of KHop, got {max_hops}")
-    return [CSR.from_edge_index(edges[:, hops == k], data.num_nodes) for k in range(1, max_hops + 1)]
+    shells = [CSR.from_edge_index(edges[:, hops == k], data.num_nodes) for k in range(1, max_hops + 1)]
+    check_batch("hop_shells", data, "hop_index")
+    return shells
 
 
 @typed

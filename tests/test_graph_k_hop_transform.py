@@ -4,7 +4,19 @@ import pytest
 import torch
 from torch_geometric.data import Batch, Data
 
-from gossamer.graph import CSR, KHop, hop_shells, k_hop, load_shells, save_shells
+from gossamer.graph import (
+    CSR,
+    SDRF,
+    FoSR,
+    KHop,
+    LaplacianPE,
+    RandomWalkPE,
+    TwoHop,
+    hop_shells,
+    k_hop,
+    load_shells,
+    save_shells,
+)
 
 
 def molecule(num_nodes, seed=0):
@@ -31,6 +43,25 @@ def test_batches_keep_bonds_and_shells(directed):
     assert not hasattr(molecules[0], "hop")
     graph = CSR.from_edge_index(plain.edge_index, plain.num_nodes)
     assert_equal(hop_shells(batch, 4), k_hop(graph, 4, directed=directed))
+
+
+@pytest.mark.parametrize("transform", [KHop(3), SDRF(1), FoSR(1), TwoHop(), RandomWalkPE(2), LaplacianPE(1)])
+def test_a_batch_with_an_edge_between_its_graphs_is_refused(transform):
+    batch = Batch.from_data_list([molecule(5), molecule(4)])
+    batch.edge_index = torch.cat([batch.edge_index, torch.tensor([[2], [7]])], 1)
+    message = f"{type(transform).__name__}: data.edge_index must join nodes of the same graph, got 2 -> 7 from graph 0"
+    with pytest.raises(ValueError, match=message):
+        transform(batch)
+    batch.batch = batch.batch[:-1]
+    with pytest.raises(ValueError, match=r"data\.batch must have one entry for each of 9 nodes, got "):
+        transform(batch)
+
+
+def test_pairs_between_the_graphs_of_a_batch_are_refused():
+    batch = Batch.from_data_list([KHop(3)(molecule(5)), KHop(3)(molecule(4))])
+    batch.hop_index[1, 0] = 8
+    with pytest.raises(ValueError, match=r"hop_shells: data\.hop_index must join nodes of the same graph, got"):
+        hop_shells(batch, 3)
 
 
 def test_cache_is_read_and_knows_the_graph(tmp_path, monkeypatch):
