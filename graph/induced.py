@@ -29,7 +29,7 @@ def induced_edges(
         if limit is not None and batch is not None:
             keep = _visible(relation, position, limit[batch[col]], window)
             row, col, position = row[keep], col[keep], position[keep]
-        edge = position if relation.edge_ids is None else relation.edge_ids[position]
+        edge = position if relation.edge_ids is None else relation.edge_ids[position].long()
         edges.append((row, col, edge))
     return replace(sample, edges=edges, num_edges=[])
 

@@ -19,8 +19,8 @@ class Relation:
 
     Args:
         rowptr: [num_targets + 1], int64, or the lines of a compact graph, [num_lines, 32], int16.
-        col: [num_edges], int32 or int64.
-        edge_ids: [num_edges], int64, the caller's number of each edge; None where that is its position.
+        col: [num_edges], int32 or int64; like edge_ids and alias perhaps a strided view (see _side_by_side).
+        edge_ids: [num_edges], int32 or int64, the caller's number of each edge; None where that is its position.
         weight: [num_edges], float32, with ``alias`` [2, num_edges], int32 (AliasTable of laws.h).
         time: [num_edges], int64, ascending within each row; with weights also ``cumulative`` [num_edges], float64.
         source_type, target_type: numbers of the node types.
@@ -52,7 +52,8 @@ def prepare_relation(
 
     The tensors may be on a GPU, or pinned: then so is what is made here. ``row_pointers`` is what to keep of rowptr.
     """
-    if time is not None and (order := _time_order(rowptr, time)) is not None:
+    order = None if time is None else _time_order(rowptr, time)
+    if order is not None and time is not None:
         col, time = col[order], time[order]
         weight = None if weight is None else weight[order]
         edge_ids = order if edge_ids is None else edge_ids[order]
@@ -63,12 +64,29 @@ def prepare_relation(
         alias = torch.ops.gossamer.alias_table(*on_cpu)
         cumulative = None if time is None else torch.ops.gossamer.cumulative_weights(*on_cpu)
     rows = rowptr if row_pointers is None else row_pointers
-    edge_ids, weight, alias, cumulative, time = (
-        _beside(rowptr, tensor) for tensor in (edge_ids, weight, alias, cumulative, time)
-    )
-    return Relation(
-        rows.contiguous(), _beside(rowptr, col), edge_ids, weight, alias, cumulative, time, source_type, target_type
-    )
+    if order is not None or alias is not None:  # else col may be a mapped file, too large to copy
+        col, edge_ids, alias = _side_by_side(rowptr, col, edge_ids, alias)
+    else:
+        col, edge_ids = _beside(rowptr, col), _beside(rowptr, edge_ids)
+    weight, cumulative, time = (_beside(rowptr, tensor) for tensor in (weight, cumulative, time))
+    return Relation(rows.contiguous(), col, edge_ids, weight, alias, cumulative, time, source_type, target_type)
+
+
+def _side_by_side(
+    rowptr: Tensor, col: Tensor, edge_ids: Tensor | None, alias: Tensor | None
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """Columns, numbers and tables of the weights as views of one array: all of an edge is on one cache line."""
+    numbers = [col] if edge_ids is None else [col, edge_ids]
+    if not all(_is_narrow(tensor) for tensor in numbers):
+        return _beside(rowptr, col), _beside(rowptr, edge_ids), _beside(rowptr, alias)
+    tables = [] if alias is None else alias.to(col.device).unbind()
+    edges = _beside(rowptr, torch.stack([*(n.to(torch.int32) for n in numbers), *tables], 1))
+    ids = None if edge_ids is None else edges[:, 1]
+    return edges[:, 0], ids, None if alias is None else edges[:, len(numbers) :].T
+
+
+def _is_narrow(numbers: Tensor) -> bool:
+    return numbers.dtype == torch.int32 or numbers.numel() == 0 or int(numbers.max()) < 2**31
 
 
 def _beside(rowptr: Tensor, tensor: Tensor | None) -> Any:
@@ -168,7 +186,7 @@ class SamplingIndex:
             batches.append(next(out) if disjoint else None)
         for relation in self.relations:
             row, col, edge = next(out), next(out), next(out)
-            edges.append((row, col, edge if numbered or relation.edge_ids is None else relation.edge_ids[edge]))
+            edges.append((row, col, edge if numbered or relation.edge_ids is None else relation.edge_ids[edge].long()))
         num_nodes = [next(out).tolist() for _ in self.num_nodes]
         num_edges = [next(out).tolist() for _ in self.relations]
         return RawSample(nodes, batches, edges, num_nodes, num_edges)

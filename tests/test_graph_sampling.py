@@ -141,6 +141,19 @@ def test_weights_of_zero_only():
     assert out.edge.numel() == 0
 
 
+@pytest.mark.parametrize("weighted", [False, True])
+def test_edge_ids_beyond_32_bits(weighted):
+    graph = random_graph(50, 300)
+    far = CSR(
+        graph.rowptr, graph.col, num_nodes=50, weight=graph.weight, time=graph.time, edge_ids=graph.edge_ids + 2**31
+    )
+    options = {"seed": 0, "weighted": weighted, "seed_time": torch.full((50,), 70)}
+    near, out = (neighbor_sample(g, torch.arange(50), [3, 2], **options) for g in (graph, far))
+    assert near.edge.numel() > 100
+    assert torch.equal(out.edge, near.edge + 2**31)
+    assert torch.equal(out.row, near.row)
+
+
 def test_alias_tables_hold_the_weights():
     weights = torch.rand(1000, generator=generator())
     weights[::7] = 0

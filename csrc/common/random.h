@@ -49,21 +49,30 @@ class Random {
   }
 
   // Uniform in [0, n) for n >= 1; no value is off by more than n / 2^64 in probability.
-  GOSSAMER_HOST_DEVICE uint64_t below(uint64_t n) {
-    uint64_t fraction;
-    return multiply_high(next(), n, &fraction);
-  }
+  GOSSAMER_HOST_DEVICE uint64_t below(uint64_t n) { return below_of(next(), n); }
 
   // Uniform in [0, n), and where the draw fell within that value: 32 more uniform bits from the same number.
-  GOSSAMER_HOST_DEVICE uint64_t below(uint64_t n, uint32_t* fraction) {
+  GOSSAMER_HOST_DEVICE uint64_t below(uint64_t n, uint32_t* fraction) { return below_of(next(), n, fraction); }
+
+  // Uniform in (0, 1): odd multiples of 2^-53, so that neither end occurs.
+  GOSSAMER_HOST_DEVICE double uniform() { return uniform_of(next()); }
+
+  // What these make of a result of next().
+  GOSSAMER_HOST_DEVICE static uint64_t below_of(uint64_t bits, uint64_t n) {
+    uint64_t fraction;
+    return multiply_high(bits, n, &fraction);
+  }
+
+  GOSSAMER_HOST_DEVICE static uint64_t below_of(uint64_t bits, uint64_t n, uint32_t* fraction) {
     uint64_t low;
-    const uint64_t value = multiply_high(next(), n, &low);
+    const uint64_t value = multiply_high(bits, n, &low);
     *fraction = static_cast<uint32_t>(low >> 32);
     return value;
   }
 
-  // Uniform in (0, 1): odd multiples of 2^-53, so that neither end occurs.
-  GOSSAMER_HOST_DEVICE double uniform() { return (static_cast<double>(next() >> 12) + 0.5) * 0x1p-52; }
+  GOSSAMER_HOST_DEVICE static double uniform_of(uint64_t bits) {
+    return (static_cast<double>(bits >> 12) + 0.5) * 0x1p-52;
+  }
 
  private:
   uint64_t state_;

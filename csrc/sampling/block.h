@@ -41,7 +41,7 @@ struct alignas(64) Block {
   int64_t first_target = 0;
   int64_t size = 0;
   std::vector<uint32_t> count;
-  std::unique_ptr<int64_t[]> position;
+  std::unique_ptr<int64_t[]> edge;    // positions, then the caller's numbers
   std::unique_ptr<int64_t[]> source;  // global ids, then local ones
 };
 
@@ -63,16 +63,25 @@ void for_each_row(const Relation& relation, const int64_t* targets, int64_t size
   }
 }
 
-// source[i] = column of position[i]; false if one of them is not in [0, num_nodes).
-inline bool read_sources(const Relation& relation, const int64_t* position, int64_t size, int64_t num_nodes,
+// source[i] = column of position edge[i]; false if one of them is not in [0, num_nodes).
+inline bool read_sources(const EdgeNumbers& col, const int64_t* edge, int64_t size, int64_t num_nodes,
                          int64_t* source) {
   bool valid = true;
   for (int64_t i = 0; i < size; ++i) {
-    if (i + kPrefetchAhead < size) __builtin_prefetch(relation.source_address(position[i + kPrefetchAhead]));
-    source[i] = relation.source(position[i]);
+    if (i + kPrefetchAhead < size) __builtin_prefetch(col.address(edge[i + kPrefetchAhead]));
+    source[i] = col[edge[i]];
     valid &= static_cast<uint64_t>(source[i]) < static_cast<uint64_t>(num_nodes);
   }
   return valid;
+}
+
+// Replaces positions by the caller's numbers of the edges.
+inline void read_edge_ids(const EdgeNumbers& edge_ids, int64_t* edge, int64_t size) {
+  if (!edge_ids.given()) return;
+  for (int64_t i = 0; i < size; ++i) {
+    if (i + kPrefetchAhead < size) __builtin_prefetch(edge_ids.address(edge[i + kPrefetchAhead]));
+    edge[i] = edge_ids[edge[i]];
+  }
 }
 
 // Where the targets of one subgraph of all seeds get their randomness from: see sample_block.
@@ -92,29 +101,34 @@ bool sample_block(const Request& request, const Relation& relation, RowSampler& 
   const auto [full, rows] = sampler.room(num_targets);
   for_each_row(relation, targets, num_targets, [&](int64_t i, Row row) {
     full[i] = row;
-    if (origin.has_times() && row.size() > 0) __builtin_prefetch(relation.time + row.end - 1);
+    if (origin.has_times() && row.size() > 0) {  // where visible() looks first
+      __builtin_prefetch(relation.time + row.end - 1);
+      __builtin_prefetch(relation.time + row.begin + row.size() / 2);
+    }
   });
   int64_t bound = 0;
   for (int64_t i = 0; i < num_targets; ++i) {
     rows[i] = origin.has_times() ? visible(relation, full[i], origin.time_of(i), request.window) : full[i];
     bound += sampler.bound(relation, rows[i]);
   }
-  block.position = std::make_unique_for_overwrite<int64_t[]>(bound);
+  block.edge = std::make_unique_for_overwrite<int64_t[]>(bound);
   block.source = std::make_unique_for_overwrite<int64_t[]>(bound);
   int64_t size = 0;
-  int64_t* const position = block.position.get();
+  int64_t* const edge = block.edge.get();
   const auto random = [&](int64_t i) { return Random(origin.seed_of(i), stream, targets[i]); };
   for (int64_t i = 0; i < num_targets + kRowsAhead; ++i) {
     if (i < num_targets) sampler.prepare(i, relation, rows[i], full[i], random(i));
     const int64_t r = i - kRowsAhead;
     if (r < 0) continue;
-    const int64_t count = sampler.sample(r, relation, rows[r], full[r], random(r), position + size);
+    const int64_t count = sampler.sample(r, relation, rows[r], full[r], random(r), edge + size);
     block.count[r] = static_cast<uint32_t>(count);
     size += count;
   }
   block.size = size;
-  return read_sources(relation, block.position.get(), block.size, request.num_nodes[relation.source_type],
-                      block.source.get());
+  const int64_t num_nodes = request.num_nodes[relation.source_type];
+  const bool valid = read_sources(relation.col, edge, size, num_nodes, block.source.get());
+  read_edge_ids(relation.edge_ids, edge, size);
+  return valid;
 }
 
 }  // namespace gossamer::sampling

@@ -52,12 +52,12 @@ struct UniformLaw {
 
 // An alias table (Walker 1977): the probability that a position keeps its proposal, times 2^32, and the row offset that
 // gets the proposal otherwise. Upper halves of all probabilities and lower halves of all offsets stand in `first`, the
-// other halves in `second`, which is read once in 2^16 proposals and in rows of more than 2^16 edges: what sampling
-// needs in the cache is 4 bytes per edge. A proposal that is given to its own position is void: in a row without mass
-// all are.
+// other halves in `second`, which is read once in 2^16 proposals and in rows of more than 2^16 edges; entry p stands
+// `step` places after entry p - 1. A proposal that is given to its own position is void: in a row without mass all are.
 struct AliasTable {
   const uint32_t* first = nullptr;
   const uint32_t* second = nullptr;
+  int64_t step = 1;
 };
 
 // The whole row in proportion to its weights, in constant time.
@@ -72,10 +72,12 @@ struct AliasLaw {
   GOSSAMER_HOST_DEVICE int64_t propose(Draws& draws) const {
     uint32_t coin;
     const int64_t position = row.begin + static_cast<int64_t>(draws.below(row.size(), &coin));
-    uint32_t keep = alias.first[position] & 0xffff0000, other = alias.first[position] & 0xffff;
+    const uint32_t first = alias.first[position * alias.step];
+    uint32_t keep = first & 0xffff0000, other = first & 0xffff;
     if (coin >> 16 == keep >> 16 || row.size() > 0x10000) {
-      keep |= alias.second[position] >> 16;
-      other |= alias.second[position] << 16;
+      const uint32_t second = alias.second[position * alias.step];
+      keep |= second >> 16;
+      other |= second << 16;
     }
     const int64_t receiver = row.begin + other;  // chosen without a branch: it is a coin flip
     const int64_t taken = receiver == position ? -1 : receiver;

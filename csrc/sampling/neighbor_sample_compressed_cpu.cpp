@@ -42,7 +42,7 @@ std::vector<Tensor> neighbor_sample_compressed_cpu(const Tensor& codes, const Te
     return sample_shared(request, entries, base, Parallel{}, [&] { return CodedRows(request, rows, read); });
   });
   GOSSAMER_CHECK(sample.valid, "neighbor_sample_compressed: codes must hold columns in [0, num_nodes)");
-  return pack(sample, {nullptr});
+  return pack(sample);
 }
 
 }  // namespace

@@ -61,9 +61,7 @@ Tensors neighbor_sample_cpu(Tensors rowptr, Tensors col, Tensors weight, Tensors
   request.temporal = sampling::temporal_of(temporal);
   const Sample sample = disjoint ? sampling::sample_disjoint(request, Parallel{}) : sample_shared(request, table);
   GOSSAMER_CHECK(sample.valid, "neighbor_sample: graph must have columns in [0, num_nodes)");
-  std::vector<const int64_t*> numbers;
-  for (const Relation& relation : request.relations) numbers.push_back(relation.edge_ids);
-  return sampling::pack(sample, numbers);
+  return sampling::pack(sample);
 }
 
 }  // namespace

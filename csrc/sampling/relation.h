@@ -12,27 +12,36 @@ namespace gossamer::sampling {
 
 enum class Temporal { kUniform, kLast, kRecency };
 
+// An integer per edge, in 32 or 64 bits, or none. Number p stands `step` places after number p - 1: what is read of one
+// edge may stand side by side.
+struct EdgeNumbers {
+  const int32_t* narrow = nullptr;
+  const int64_t* wide = nullptr;
+  int64_t step = 1;
+
+  GOSSAMER_HOST_DEVICE bool given() const { return narrow != nullptr || wide != nullptr; }
+
+  GOSSAMER_HOST_DEVICE int64_t operator[](int64_t p) const {
+    return narrow != nullptr ? static_cast<int64_t>(narrow[p * step]) : wide[p * step];
+  }
+
+  GOSSAMER_HOST_DEVICE const void* address(int64_t p) const {
+    return narrow != nullptr ? static_cast<const void*>(narrow + p * step) : wide + p * step;
+  }
+};
+
 // In CSR form. Everything but rows and columns may be null.
 struct Relation {
   RowPointers rows;
-  const int32_t* col32 = nullptr;  // the columns: one of the two is set
-  const int64_t* col64 = nullptr;
+  EdgeNumbers col;
   const float* weight = nullptr;       // [num_edges] not negative
   AliasTable alias;                    // of the weights, where there are any
   const double* cumulative = nullptr;  // [num_edges] cumulative_weights, where there are weights and times
   const int64_t* time = nullptr;       // [num_edges] ascending within a row
-  const int64_t* edge_ids = nullptr;   // [num_edges] the caller's numbers of the edges
+  EdgeNumbers edge_ids;                // the caller's numbers of the edges, where they are not the positions
   int64_t source_type = 0;
   int64_t target_type = 0;
   double fanout = 0;  // of this hop: a number of edges, -1 for all, or below 1 a share of the row
-
-  GOSSAMER_HOST_DEVICE int64_t source(int64_t position) const {
-    return col32 != nullptr ? static_cast<int64_t>(col32[position]) : col64[position];
-  }
-
-  GOSSAMER_HOST_DEVICE const void* source_address(int64_t position) const {
-    return col32 != nullptr ? static_cast<const void*>(col32 + position) : col64 + position;
-  }
 };
 
 // Number of leading elements of a sorted range that satisfy `holds`, without branches: each test is a coin flip.
@@ -52,23 +61,25 @@ GOSSAMER_HOST_DEVICE inline Row visible(const Relation& relation, Row row, int64
   return {row.begin + begin, row.begin + end};
 }
 
-// Part of a row in proportion to its weights, by bisection of their sums. `row_begin` is where the sums start.
-struct CumulativeLaw {
+// Part of a row in proportion to its weights: the edge that the table of the whole row proposes if it lies in the part,
+// else one found by bisection of the sums of the weights. Either way it has the probabilities of the part.
+struct PartLaw {
   Row row;
-  int64_t row_begin;
+  AliasLaw full;
   const double* cumulative;
-  const float* weights;
-  GOSSAMER_HOST_DEVICE double below() const { return row.begin > row_begin ? cumulative[row.begin - 1] : 0; }
+  GOSSAMER_HOST_DEVICE double below() const { return row.begin > full.row.begin ? cumulative[row.begin - 1] : 0; }
   GOSSAMER_HOST_DEVICE bool has_mass() const { return row.size() > 0 && cumulative[row.end - 1] > below(); }
   template <typename Draws>
   GOSSAMER_HOST_DEVICE int64_t propose(Draws& draws) const {
+    const int64_t proposed = full.propose(draws);
+    if (row.begin <= proposed && proposed < row.end) return proposed;
     const double low = below();
     const double target = low + draws.uniform() * (cumulative[row.end - 1] - low);
     const int64_t position =
         row.begin + bisect(cumulative + row.begin, row.size(), [&](double sum) { return sum <= target; });
     return position < row.end ? position : -1;  // rounding may have met the end of the sums
   }
-  GOSSAMER_HOST_DEVICE double weight(int64_t position) const { return weights[position]; }
+  GOSSAMER_HOST_DEVICE double weight(int64_t position) const { return full.weight(position); }
 };
 
 // Another law times the rank of the edge among the row's, 1 for the oldest (Nguyen et al. 2018, linear bias).
@@ -115,8 +126,9 @@ GOSSAMER_HOST_DEVICE int64_t with_law(const Relation& relation, Temporal tempora
     return temporal == Temporal::kRecency ? draw(RecencyLaw<Law>{law}) : draw(law);
   };
   if (relation.weight == nullptr) return with_time(UniformLaw{row});
-  if (row.size() == full.size()) return with_time(AliasLaw{row, relation.alias, relation.weight});
-  return with_time(CumulativeLaw{row, full.begin, relation.cumulative, relation.weight});
+  const AliasLaw whole{full, relation.alias, relation.weight};
+  if (row.size() == full.size()) return with_time(whole);
+  return with_time(PartLaw{row, whole, relation.cumulative});
 }
 
 }  // namespace gossamer::sampling

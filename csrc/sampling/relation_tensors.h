@@ -34,12 +34,33 @@ inline RowPointers row_pointers(const Tensor& rowptr, const char* function) {
   return rows;
 }
 
-// The data of a tensor with `per_edge` entries per edge.
 template <typename scalar_t>
-const scalar_t* edge_data(const Tensor& tensor, const Tensor& col, const char* function, int64_t per_edge = 1) {
-  GOSSAMER_CHECK(tensor.is_contiguous() && tensor.numel() == per_edge * col.numel(), function,
-                 ": weights, times, tables and edge ids must have one contiguous entry per edge, got ", tensor.numel());
+const scalar_t* edge_data(const Tensor& tensor, const Tensor& col, const char* function) {
+  GOSSAMER_CHECK(tensor.is_contiguous() && tensor.numel() == col.numel(), function,
+                 ": weights and times must have one contiguous entry per edge, got ", tensor.numel());
   return tensor.const_data_ptr<scalar_t>();
+}
+
+// A vector of int32 or int64, contiguous or not.
+inline EdgeNumbers edge_numbers(const Tensor& tensor, const char* function) {
+  EdgeNumbers numbers;
+  GOSSAMER_CHECK(tensor.dim() == 1, function, ": columns and edge ids must be vectors");
+  numbers.step = tensor.stride(0);
+  if (tensor.scalar_type() == ScalarType::Int) {
+    numbers.narrow = tensor.const_data_ptr<int32_t>();
+  } else {
+    GOSSAMER_CHECK(tensor.scalar_type() == ScalarType::Long, function, ": columns and edge ids must be int32 or int64");
+    numbers.wide = tensor.const_data_ptr<int64_t>();
+  }
+  return numbers;
+}
+
+// From [2, num_edges], contiguous or not.
+inline AliasTable alias_table_of(const Tensor& tensor, const Tensor& col, const char* function) {
+  GOSSAMER_CHECK(tensor.dim() == 2 && tensor.size(0) == 2 && tensor.size(1) == col.numel(), function,
+                 ": alias must be [2, num_edges]");
+  const uint32_t* const first = reinterpret_cast<const uint32_t*>(tensor.const_data_ptr<int32_t>());
+  return {first, first + tensor.stride(0), tensor.stride(1)};
 }
 
 // What an edge type may have beside rows and columns.
@@ -50,21 +71,15 @@ struct EdgeTensors {
 inline Relation relation_of(const Tensor& rowptr, const Tensor& col, const EdgeTensors& edges, const char* function) {
   Relation relation;
   relation.rows = row_pointers(rowptr, function);
-  GOSSAMER_CHECK(col.dim() == 1 && col.is_contiguous(), function, ": col must be a contiguous vector");
-  if (col.scalar_type() == ScalarType::Int) {
-    relation.col32 = col.const_data_ptr<int32_t>();
-  } else {
-    GOSSAMER_CHECK(col.scalar_type() == ScalarType::Long, function, ": col must be int32 or int64");
-    relation.col64 = col.const_data_ptr<int64_t>();
-  }
+  relation.col = edge_numbers(col, function);
   if (edges.weight) relation.weight = edge_data<float>(*edges.weight, col, function);
-  if (edges.alias) {
-    relation.alias.first = reinterpret_cast<const uint32_t*>(edge_data<int32_t>(*edges.alias, col, function, 2));
-    relation.alias.second = relation.alias.first + col.numel();
-  }
+  if (edges.alias) relation.alias = alias_table_of(*edges.alias, col, function);
   if (edges.cumulative) relation.cumulative = edge_data<double>(*edges.cumulative, col, function);
   if (edges.time) relation.time = edge_data<int64_t>(*edges.time, col, function);
-  if (edges.edge_ids) relation.edge_ids = edge_data<int64_t>(*edges.edge_ids, col, function);
+  if (edges.edge_ids) {
+    GOSSAMER_CHECK(edges.edge_ids->numel() == col.numel(), function, ": edge_ids must have one entry per edge");
+    relation.edge_ids = edge_numbers(*edges.edge_ids, function);
+  }
   const bool bisects = relation.weight && relation.time;
   GOSSAMER_CHECK(!relation.weight || relation.alias.first, function, ": weight and alias must be given together");
   GOSSAMER_CHECK(!bisects || relation.cumulative, function, ": weight and time must come with cumulative");

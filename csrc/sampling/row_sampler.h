@@ -79,37 +79,31 @@ class BitSet {
   uint64_t words_[kCapacity / 64] = {};
 };
 
-// The draws of one row that were made ahead, so that what they look up could be asked for; then new ones.
+// A Random whose first numbers were made ahead, so that what they look up could be asked for.
 class DrawsAhead {
  public:
-  // Makes the first `count` draws of numbers below n, and asks for the entries of a table that they name. No lambda
+  // Makes the first `count` numbers, and asks for the entries of a table that they name as numbers below n. No lambda
   // says what to ask for: see prepare().
-  [[gnu::always_inline]] void make(uint64_t n, int64_t count, const Random& random, const uint32_t* table) {
+  [[gnu::always_inline]] void make(uint64_t n, int64_t count, const Random& random, const uint32_t* table,
+                                   int64_t step) {
     random_ = random;
     made_.resize(count);
-    for (Draw& draw : made_) {
-      draw.value = static_cast<uint32_t>(random_.below(n, &draw.fraction));
-      __builtin_prefetch(table + draw.value);
+    for (uint64_t& bits : made_) {
+      bits = random_.next();
+      __builtin_prefetch(table + Random::below_of(bits, n) * step);
     }
     next_ = made_.data();
     end_ = next_ + count;
   }
 
-  uint64_t below(uint64_t n, uint32_t* fraction) {
-    if (next_ == end_) return random_.below(n, fraction);
-    *fraction = next_->fraction;
-    return (next_++)->value;
-  }
-
-  double uniform() { return random_.uniform(); }
+  uint64_t next() { return next_ == end_ ? random_.next() : *next_++; }
+  uint64_t below(uint64_t n) { return Random::below_of(next(), n); }
+  uint64_t below(uint64_t n, uint32_t* fraction) { return Random::below_of(next(), n, fraction); }
+  double uniform() { return Random::uniform_of(next()); }
 
  private:
-  struct Draw {
-    uint32_t value, fraction;
-  };
-
-  std::vector<Draw> made_;
-  const Draw *next_ = nullptr, *end_ = nullptr;
+  std::vector<uint64_t> made_;
+  const uint64_t *next_ = nullptr, *end_ = nullptr;
   Random random_{0, 0, 0};
 };
 
@@ -139,9 +133,10 @@ class RowSampler {
     if (row.size() != full.size()) {
       __builtin_prefetch(relation.cumulative + row.end - 1);
       __builtin_prefetch(relation.cumulative + std::max(row.begin - 1, int64_t{0}));
-      return __builtin_prefetch(relation.cumulative + row.begin + row.size() / 2);
+      __builtin_prefetch(relation.cumulative + row.begin + row.size() / 2);
     }
-    ahead_[number & kMostAhead].make(row.size(), count, random, relation.alias.first + row.begin);
+    const AliasTable& alias = relation.alias;
+    ahead_[number & kMostAhead].make(full.size(), count, random, alias.first + full.begin * alias.step, alias.step);
   }
 
   // Room that sample() needs for a row.
@@ -155,12 +150,8 @@ class RowSampler {
       return take_last(relation, row, count, out);
     }
     return with_law(relation, temporal_, row, full, [&](const auto& law) {
-      using Law = std::remove_cvref_t<decltype(law)>;
-      if constexpr (std::is_same_v<Law, AliasLaw>) {
-        return draw(law, row, count, ahead_[number & kMostAhead], out);
-      } else {
-        return draw(law, row, count, random, out);
-      }
+      if (relation.weight != nullptr) return draw(law, row, count, ahead_[number & kMostAhead], out);
+      return draw(law, row, count, random, out);
     });
   }
 

@@ -24,13 +24,13 @@ class CodedRows {
       __builtin_prefetch(codes[i]);
       bound += sampler_.bound(relation, rows[i]);
     }
-    block.position = std::make_unique_for_overwrite<int64_t[]>(bound);
+    block.edge = std::make_unique_for_overwrite<int64_t[]>(bound);
     block.source = std::make_unique_for_overwrite<int64_t[]>(bound);
     std::vector<int64_t> begin(num_targets + 1);  // of each row in the block
     bool valid = true;
     for (int64_t i = 0; i < num_targets + kRowsAhead; ++i) {
       if (i < num_targets) {
-        int64_t* const position = block.position.get() + begin[i];
+        int64_t* const position = block.edge.get() + begin[i];
         const Random random(request_.seed, stream, targets[i]);
         const int64_t count = sampler_.sample(i, relation, rows[i], rows[i], random, position);
         reader_.prefetch(codes[i], rows[i], from_.num_nodes, position, count);
@@ -40,7 +40,7 @@ class CodedRows {
       const int64_t r = i - kRowsAhead;  // the row to be read: what it needs has been asked for
       if (r < 0 || block.count[r] == 0) continue;
       int64_t* const source = block.source.get() + begin[r];
-      reader_.read(codes[r], rows[r], from_.num_nodes, block.position.get() + begin[r], block.count[r], source);
+      reader_.read(codes[r], rows[r], from_.num_nodes, block.edge.get() + begin[r], block.count[r], source);
       for (uint32_t j = 0; j < block.count[r]; ++j)
         valid &= static_cast<uint64_t>(source[j]) < static_cast<uint64_t>(from_.num_nodes);
     }

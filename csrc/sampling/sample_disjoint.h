@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <bit>
 #include <cstdint>
 #include <span>
 #include <utility>
@@ -15,61 +16,66 @@
 
 namespace gossamer::sampling {
 
-// Local ids of the nodes of one type in the tree at hand. Starting the next tree is a new epoch, not a clearing.
+// Local ids of the nodes of one type in the tree at hand: a hash table of places in the list of nodes, 4 bytes each, so
+// that both stay in the first-level cache.
 class TreeIds {
  public:
-  TreeIds() : table_(64) {}
-
+  // Clears the table, which costs no more than the last tree did.
   void start() {
+    const uint64_t size = table_.size() > 8 * size_ + kLeastSize ? table_.size() / 2 : table_.size();
+    table_.assign(size, 0);
     size_ = 0;
-    if (++epoch_ == 0) {
-      table_.assign(table_.size(), {});
-      epoch_ = 1;
-    }
   }
 
-  // The id of a node, `next` if it is new.
-  uint32_t find_or_add(int64_t node, uint32_t next) {
-    if (2 * (size_ + 1) > table_.size()) grow();
-    Entry& entry = find(node);
-    if (entry.epoch != epoch_) {
-      entry = {node, epoch_, next};
-      ++size_;
-    }
-    return entry.id;
-  }
-
+  // Replaces node ids by places in `nodes`, where new nodes are appended in order. Whether a node is new is a coin
+  // flip, so there is no branch for it: each is written behind the list, and an empty entry stands for that place.
   void relabel(int64_t* ids, int64_t size, std::vector<int64_t>& nodes) {
+    constexpr int64_t kAhead = 8;
+    make_room(size, nodes);
+    const uint32_t first = static_cast<uint32_t>(nodes.size());
+    uint32_t next = first;
+    nodes.resize(first + size + 1);
     for (int64_t i = 0; i < size; ++i) {
-      const uint32_t next = static_cast<uint32_t>(nodes.size());
-      const int64_t node = ids[i];
-      ids[i] = find_or_add(node, next);
-      if (ids[i] == next) nodes.push_back(node);
+      if (i + kAhead < size) __builtin_prefetch(&table_[slot(ids[i + kAhead])], 1);
+      nodes[next] = ids[i];
+      const auto [entry, place] = find(ids[i], next, nodes);
+      *entry = place + 1;
+      ids[i] = place;
+      next += place == next;
     }
+    nodes.resize(next);
+    size_ += next - first;
   }
 
  private:
-  struct Entry {
-    int64_t node = 0;
-    uint32_t epoch = 0;
-    uint32_t id = 0;
+  static constexpr uint64_t kLeastSize = 64;
+
+  struct Found {
+    uint32_t* entry;
+    uint32_t place;
   };
 
-  Entry& find(int64_t node) {
-    uint64_t i = mix_bits(node) & (table_.size() - 1);
-    while (table_[i].epoch == epoch_ && table_[i].node != node) i = (i + 1) & (table_.size() - 1);
-    return table_[i];
-  }
+  uint64_t slot(int64_t node) const { return mix_bits(static_cast<uint64_t>(node)) & (table_.size() - 1); }
 
-  void grow() {
-    const std::vector<Entry> old = std::exchange(table_, std::vector<Entry>(2 * table_.size()));
-    for (const Entry& entry : old) {
-      if (entry.epoch == epoch_) find(entry.node) = entry;
+  // Where the node stands, or shall stand; place `next`, which holds the node, if it is new.
+  Found find(int64_t node, uint32_t next, const std::vector<int64_t>& nodes) {
+    for (uint64_t s = slot(node);; s = (s + 1) & (table_.size() - 1)) {
+      const uint32_t place = table_[s] == 0 ? next : table_[s] - 1;
+      if (nodes[place] == node) return {&table_[s], place};
     }
   }
 
-  std::vector<Entry> table_;
-  uint32_t epoch_ = 0;
+  // For `size` nodes more: at most half of the table is used.
+  void make_room(int64_t size, const std::vector<int64_t>& nodes) {
+    const uint64_t least = 2 * (size_ + static_cast<uint64_t>(size));
+    if (table_.size() >= least) return;
+    const std::vector<uint32_t> old = std::exchange(table_, std::vector<uint32_t>(std::bit_ceil(least)));
+    for (const uint32_t entry : old) {
+      if (entry != 0) *find(nodes[entry - 1], entry - 1, nodes).entry = entry;
+    }
+  }
+
+  std::vector<uint32_t> table_ = std::vector<uint32_t>(kLeastSize);
   uint64_t size_ = 0;
 };
 

@@ -133,8 +133,8 @@ struct RowsJob {
     int64_t *const sources = source + offsets[i], *const edges = edge + offsets[i];
     const int64_t size = sample_row(from, rules, i, target[i], edges), room = offsets[i + 1] - offsets[i];
     for (int64_t j = 0; j < room; ++j) {
-      sources[j] = j < size ? from.source(edges[j]) : -1;
-      edges[j] = j < size ? (from.edge_ids != nullptr ? from.edge_ids[edges[j]] : edges[j]) : -1;
+      sources[j] = j < size ? from.col[edges[j]] : -1;
+      edges[j] = j < size ? (from.edge_ids.given() ? from.edge_ids[edges[j]] : edges[j]) : -1;
     }
   }
 };

@@ -54,29 +54,17 @@ struct EdgeOutput {
   int64_t* edge;
 };
 
-// The caller's numbers of the edges at some positions.
-inline void write_edge_ids(const int64_t* edge_ids, const int64_t* position, int64_t size, int64_t* out) {
-  for (int64_t i = 0; i < size; ++i) {
-    if (i + kPrefetchAhead < size) __builtin_prefetch(edge_ids + position[i + kPrefetchAhead]);
-    out[i] = edge_ids[position[i]];
-  }
-}
-
-inline void write_block(const Block& block, const int64_t* edge_ids, const EdgeOutput& out) {
+inline void write_block(const Block& block, const EdgeOutput& out) {
   std::copy_n(block.source.get(), block.size, out.row);
-  if (edge_ids != nullptr) {
-    write_edge_ids(edge_ids, block.position.get(), block.size, out.edge);
-  } else {
-    std::copy_n(block.position.get(), block.size, out.edge);
-  }
+  std::copy_n(block.edge.get(), block.size, out.edge);
   int64_t* col = out.col;
   for (size_t i = 0; i < block.count.size(); ++i) {
     col = std::fill_n(col, block.count[i], block.first_target + static_cast<int64_t>(i));
   }
 }
 
-// Appends row, col and edge of every relation, each of the exact size; `edge_ids` of a relation may be null.
-inline void append_edges(const Sample& sample, const std::vector<const int64_t*>& edge_ids, std::vector<Tensor>& out) {
+// Appends row, col and edge of every relation, each of the exact size.
+inline void append_edges(const Sample& sample, std::vector<Tensor>& out) {
   std::vector<EdgeOutput> next;
   for (const std::vector<int64_t>& hops : sample.num_edges) {
     int64_t size = 0;
@@ -95,21 +83,19 @@ inline void append_edges(const Sample& sample, const std::vector<const int64_t*>
     place = {place.row + block.size, place.col + block.size, place.edge + block.size};
   }
   torch::stable::parallel_for(0, static_cast<int64_t>(places.size()), 16, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) {
-      write_block(sample.blocks[i], edge_ids[sample.blocks[i].relation], places[i]);
-    }
+    for (int64_t i = begin; i < end; ++i) write_block(sample.blocks[i], places[i]);
   });
 }
 
 // node (and batch) of each type, then row, col and edge of each relation, then the counts of nodes and of edges per
 // hop.
-inline std::vector<Tensor> pack(const Sample& sample, const std::vector<const int64_t*>& edge_ids) {
+inline std::vector<Tensor> pack(const Sample& sample) {
   std::vector<Tensor> out;
   for (size_t type = 0; type < sample.node.size(); ++type) {
     out.push_back(to_tensor(sample.node[type]));
     if (!sample.batch.empty()) out.push_back(to_tensor(sample.batch[type]));
   }
-  append_edges(sample, edge_ids, out);
+  append_edges(sample, out);
   for (const auto& counts : sample.num_nodes) out.push_back(to_tensor(counts));
   for (const auto& counts : sample.num_edges) out.push_back(to_tensor(counts));
   return out;
