@@ -37,30 +37,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from gossamer.sparse_nn import RoutePlan, combine, dispatch, expert_mlp, hash_plan, random_table
+from gossamer.sparse_nn import RoutePlan, combine, dispatch, expert_mlp, hash_plan
 
 import harness
-from tokens import VOCAB, zipf_tokens
-
-NUM_EXPERTS, TOP_K, D_MODEL, D_FF = 64, 8, 1024, 512
-
-
-@lru_cache
-def table() -> Tensor:
-    return random_table(VOCAB, NUM_EXPERTS, TOP_K, seed=0)
-
-
-@lru_cache
-def weights() -> tuple[Tensor, Tensor]:
-    w_in = torch.randn(NUM_EXPERTS, 2 * D_FF, D_MODEL) / D_MODEL**0.5
-    return w_in.bfloat16().requires_grad_(), (
-        torch.randn(NUM_EXPERTS, D_MODEL, D_FF) / D_FF**0.5
-    ).bfloat16().requires_grad_()
-
-
-def batch(num_tokens: int, seed: int = 0) -> tuple[Tensor, RoutePlan, Tensor]:
-    x = torch.randn(num_tokens, D_MODEL).bfloat16()
-    return x, hash_plan(table(), zipf_tokens(num_tokens, seed), NUM_EXPERTS), torch.rand(num_tokens, TOP_K)
+from expert_batch import D_FF, D_MODEL, NUM_EXPERTS, TOP_K, batch, table, weights
+from tokens import zipf_tokens
 
 
 def flops(plan: RoutePlan) -> float:
