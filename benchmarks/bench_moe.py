@@ -22,9 +22,16 @@ of its own (Zen 3 at 91 GFLOP/s), in percent of that peak. On a loaded machine: 
 41 to 48; the tile alone 60: it must widen what it reads, and its sums end in lanes to add up); transposed panels in
 float32 and tiles of 6 x 16 (50, 42), which are in use and gave 69 and 60 alone on the machine, before the last
 changes to transposing and prefetch. What is left there: tiles alone reach 90 %; the rest goes into packing, rounding
-and stores, most where a weight gradient sums over 64 rows only. Few tokens: the panels cost about as much as they
-save. T 1 takes 39 to 43 % of the read bandwidth (4 x 4 tiles: 50), T 32 33 to 35 (31 to 41); transposing through the
-stack (28), and prefetch into the first-level cache (42) were no better.
+and stores, most where a weight gradient sums over 64 rows only.
+
+Few tokens there: panels cost more than they save (T 1 39 to 43 % of the read bandwidth, T 32 33 to 40; transposing
+through the stack 28; prefetch into the first-level cache no better). Experts of up to 32 rows are now dot products
+again, of 4 x 3 rows in order of memory (few_rows.h), and panels keep the sums of lanes apart so that both give the same
+bits: T 1 1.5 to 1.9x faster, T 8 and 32 1.8x, T 128 1.4x, T 512 no slower. In a loop of their own these products take
+76 to 81 % of the bandwidth of a sum; one row of weights at a time 72 to 80, two to four without prefetch or with
+prefetch per row 52 to 69 (rows of 2 KiB are several streams of one page: one prefetch in the order of memory, 12 KiB
+ahead, is what helps). Panels whose eight sums began at a multiple of 8 KiB cost T 512 12 %: one line between them
+costs nothing. Dots are ahead of panels up to about 24 to 40 rows of an expert.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ constexpr int64_t kGradientBlock = 48;  // rows of a weight gradient that are pa
 
 // Words that products of up to num_rows rows of an expert are packed into, and those of a weight gradient.
 constexpr int64_t product_words(int64_t num_rows, int64_t depth) {
-  return (depth + 1) * (kPackedColumns + (num_rows < kPackedRows ? num_rows + 6 : kPackedRows));
+  return (depth + 24) * (kPackedColumns + (num_rows < kPackedRows ? num_rows + 6 : kPackedRows));
 }
 constexpr int64_t kGradientWords = kGradientRows * (kPackedColumns + kGradientBlock);
 

@@ -10,10 +10,6 @@ inline int64_t next_busy_expert(const int32_t* offsets, int64_t num_experts, int
   return e;
 }
 
-// Between the rows of a block of products.
-template <typename scalar_t>
-constexpr int64_t kProductStride = kDotProducts ? kMaxPanel : kOuterColumns<scalar_t>;
-
 template <typename acc_t>
 using ProductBlock = acc_t[kMaxBlock * kMaxPanel];
 
@@ -44,30 +40,43 @@ void multiply_dots(const scalar_t* const* rows, int64_t num_rows, const scalar_t
           }
         }
       }
-      finish(row_block, rows_end - row_block, first, last - first, products);
+      finish(row_block, rows_end - row_block, first, last - first, products, kMaxPanel);
     }
   }
 }
 
 // For one expert: all its rows against rows [begin, end) of kMatrices weight matrices that are `between` elements
-// apart. finish(first row, num_rows, first column, num_columns, products) gets block after block of
-// products[matrix][row][column]. Dot products need the 32 registers of AVX-512: with 16 their sums leave the registers
-// (60 % of the peak at best, and lanes to add up), where packed panels reach 85 to 95 %.
+// apart. finish(first row, num_rows, first column, num_columns, products, stride) gets block after block of
+// products[matrix][row * stride + column]. Dot products of many rows need the 32 registers of AVX-512: with 16 their
+// sums leave the registers (60 % of the peak at best, and lanes to add up), where packed panels reach 85 to 95 %.
 template <int kMatrices, typename scalar_t, typename acc_t, typename Finish>
 void multiply_expert(const scalar_t* const* rows, int64_t num_rows, const scalar_t* weights, const scalar_t* following,
                      int64_t between, int64_t begin, int64_t end, int64_t depth, void* scratch, const Finish& finish) {
   if constexpr (kDotProducts) {
     multiply_dots<kMatrices, scalar_t, acc_t>(rows, num_rows, weights, following, between, begin, end, depth, finish);
   } else {
+#if GOSSAMER_VECTOR_BYTES == 32
+    if constexpr (SumOrder<scalar_t>::kFew) {
+      if (num_rows <= kFewRows) {
+        return multiply_few<kMatrices, scalar_t>(rows, num_rows, weights, between, begin, end, depth,
+                                                 static_cast<float*>(scratch), finish);
+      }
+    }
+#endif
     constexpr int64_t kColumns = kOuterColumns<scalar_t>;
+    using Order = SumOrder<scalar_t>;
+    const int64_t panel = Order::kPhases * Order::phase_stride(depth) * kColumns;
     const auto pack = [&](int64_t first, int64_t num_columns, acc_t* panels) {
       for (int m = 0; m < kMatrices; ++m) {
         pack_transposed<scalar_t, kColumns>(weights + m * between + first * depth, num_columns, depth,
-                                            panels + m * depth * kColumns);
+                                            panels + m * panel);
       }
     };
-    multiply_packed<kMatrices, scalar_t, acc_t>([&](int64_t i) { return rows[i]; }, num_rows, depth, begin, end,
-                                                kColumns, static_cast<acc_t*>(scratch), pack, finish);
+    const auto finish_panel = [&](int64_t row, int64_t n, int64_t first, int64_t num_columns, const auto& products) {
+      finish(row, n, first, num_columns, products, kColumns);
+    };
+    multiply_packed<kMatrices, Order, scalar_t, acc_t>([&](int64_t i) { return rows[i]; }, num_rows, depth, begin, end,
+                                                       kColumns, static_cast<acc_t*>(scratch), pack, finish_panel);
   }
 }
 
@@ -117,12 +126,12 @@ void expert_hidden_of(const ExpertArgs<scalar_t>& args, const scalar_t** rows, v
     const int64_t next = next_busy_expert(args.offsets, args.num_experts, e);
     const int64_t first = args.offsets[e], num_rows = args.offsets[e + 1] - first;
     for (int64_t i = 0; i < num_rows; ++i) rows[i] = args.x + args.token(first + i) * args.d_model;
-    const auto finish = [&](int64_t row, int64_t block_rows, int64_t column, int64_t num_columns,
-                            const auto& products) {
+    const auto finish = [&](int64_t row, int64_t block_rows, int64_t column, int64_t num_columns, const auto& products,
+                            int64_t stride) {
       for (int64_t i = 0; i < block_rows; ++i) {
         const int64_t p = first + row + i;
         scalar_t* hidden = args.hidden ? args.hidden + p * d_hidden + column : nullptr;
-        activate_row<kMatrices>(args, products, i * kProductStride<scalar_t>, num_columns, hidden,
+        activate_row<kMatrices>(args, products, i * stride, num_columns, hidden,
                                 args.activated + p * args.d_ff + column);
       }
     };
@@ -164,12 +173,12 @@ void expert_output(const ExpertArgs<scalar_t>& args, const scalar_t** rows, void
     const int64_t next = next_busy_expert(args.offsets, args.num_experts, e);
     const int64_t first = args.offsets[e], num_rows = args.offsets[e + 1] - first;
     for (int64_t i = 0; i < num_rows; ++i) rows[i] = args.activated + (first + i) * args.d_ff;
-    const auto finish = [&](int64_t row, int64_t block_rows, int64_t column, int64_t num_columns,
-                            const auto& products) {
+    const auto finish = [&](int64_t row, int64_t block_rows, int64_t column, int64_t num_columns, const auto& products,
+                            int64_t stride) {
       for (int64_t i = 0; i < block_rows; ++i) {
         const acc_t gate = args.gate(first + row + i);
         acc_t* out = args.sums + args.token(first + row + i) * args.d_model + column;
-        for (int64_t c = 0; c < num_columns; ++c) out[c] += gate * products[0][i * kProductStride<scalar_t> + c];
+        for (int64_t c = 0; c < num_columns; ++c) out[c] += gate * products[0][i * stride + c];
       }
     };
     multiply_expert<1, scalar_t, acc_t>(rows, num_rows, args.w_out + e * size,

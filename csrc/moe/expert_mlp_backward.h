@@ -23,8 +23,8 @@ void multiply_transposed(const Row& row, int64_t num_rows, const scalar_t* weigh
     };
     pack_columns<scalar_t, kColumns, kPanels<scalar_t>>(weight_row, depth, num_columns, panels);
   };
-  multiply_packed<kPanels<scalar_t>, scalar_t, acc_t>(row, num_rows, depth, begin, end, kPanels<scalar_t> * kColumns,
-                                                      static_cast<Type*>(scratch), pack, finish);
+  multiply_packed<kPanels<scalar_t>, OneSum<scalar_t>, scalar_t, acc_t>(
+      row, num_rows, depth, begin, end, kPanels<scalar_t> * kColumns, static_cast<Type*>(scratch), pack, finish);
 }
 
 // The first n lanes, zero beyond.

@@ -1,5 +1,6 @@
 #include "moe/activation.h"
 #include "moe/dot_tile.h"
+#include "moe/few_rows.h"
 #include "moe/outer_tile.h"
 #include "moe/packed_product.h"
 #include "moe/transpose.h"

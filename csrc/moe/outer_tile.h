@@ -62,35 +62,37 @@ inline void pack_columns(const Row& row, int64_t num_rows, int64_t num_columns, 
   }
 }
 
-// words [num_steps, kOuterRows]: num_rows <= kOuterRows rows of depth elements, step by step.
-template <typename scalar_t, typename Row>
+// Products as one sum each, step after step; SumOrder is the other way.
+template <typename scalar_t>
+struct OneSum {
+  static constexpr int64_t kPhases = 1, kPack = Word<scalar_t>::kPack;
+  static int64_t phase_steps(int64_t depth) { return (depth + kPack - 1) / kPack; }
+  static int64_t phase_stride(int64_t depth) { return phase_steps(depth); }
+  static int64_t step(int64_t p, int64_t) { return p / kPack; }
+};
+
+// words [num_steps, kOuterRows]: num_rows <= kOuterRows rows of depth elements, in the steps of Order, zero beyond.
+template <typename scalar_t, typename Order, typename Row>
 inline void pack_rows(const Row& row, int64_t num_rows, int64_t depth, typename Word<scalar_t>::Type* words) {
   using W = Word<scalar_t>;
+  const int64_t stride = Order::phase_stride(depth), end = Order::kPhases * Order::phase_steps(depth) * W::kPack;
   for (int64_t i = 0; i < num_rows; ++i) {
     const scalar_t* elements = row(i);
-    for (int64_t p = 0; p < depth; p += W::kPack) {
-      words[p / W::kPack * kOuterRows + i] = W::pack(elements + p, p + 1 < depth ? elements + p + 1 : nullptr);
-    }
+    const auto at = [&](int64_t p) -> auto& { return words[Order::step(p, stride) * kOuterRows + i]; };
+    int64_t p = 0;
+    for (; p < depth; p += W::kPack) at(p) = W::pack(elements + p, p + 1 < depth ? elements + p + 1 : nullptr);
+    for (; p < end; p += W::kPack) at(p) = 0;
   }
 }
 
-// Row i of a starts at a + i * row_stride and goes on in strides of step_stride. Adds to out where accumulate is set.
-template <int kRows, typename scalar_t, typename acc_t>
-[[gnu::noinline]] void outer_tile(const typename Word<scalar_t>::Type* a, int64_t row_stride, int64_t step_stride,
-                                  const typename Word<scalar_t>::Type* b, int64_t num_steps, bool accumulate,
-                                  acc_t* out) {
+// Adds num_steps outer products to the sums of a tile. Row i of a starts at a + i * row_stride and goes on in strides
+// of step_stride.
+template <int kRows, typename scalar_t, typename Vector>
+[[gnu::always_inline]] inline void add_outer_products(const typename Word<scalar_t>::Type* a, int64_t row_stride,
+                                                      int64_t step_stride, const typename Word<scalar_t>::Type* b,
+                                                      int64_t num_steps, Vector (&sums)[kRows][kOuterVectors]) {
   using W = Word<scalar_t>;
-  using S = Simd<acc_t>;
-  constexpr int64_t kColumns = kOuterColumns<scalar_t>;
-  typename S::Vector sums[kRows][kOuterVectors];
-#pragma GCC unroll 6
-  for (int i = 0; i < kRows; ++i) {
-#pragma GCC unroll 4
-    for (int v = 0; v < kOuterVectors; ++v) {
-      sums[i][v] = accumulate ? S::load(out + i * kColumns + v * S::kLanes) : typename S::Vector{};
-    }
-  }
-  for (int64_t s = 0; s < num_steps; ++s, a += step_stride, b += kColumns) {
+  for (int64_t s = 0; s < num_steps; ++s, a += step_stride, b += kOuterColumns<scalar_t>) {
     decltype(W::load(b)) columns[kOuterVectors];
 #pragma GCC unroll 4
     for (int v = 0; v < kOuterVectors; ++v) columns[v] = W::load(b + v * W::kLanes);
@@ -101,10 +103,61 @@ template <int kRows, typename scalar_t, typename acc_t>
       for (int v = 0; v < kOuterVectors; ++v) W::multiply_add(sums[i][v], row, columns[v]);
     }
   }
+}
+
+// f(sum, its place) for every vector of a tile [kRows, kOuterColumns].
+template <int kRows, typename scalar_t, typename acc_t, typename Vector, typename Function>
+[[gnu::always_inline]] inline void for_sums(Vector (&sums)[kRows][kOuterVectors], acc_t* out, const Function& f) {
 #pragma GCC unroll 6
   for (int i = 0; i < kRows; ++i) {
 #pragma GCC unroll 4
-    for (int v = 0; v < kOuterVectors; ++v) S::store(out + i * kColumns + v * S::kLanes, sums[i][v]);
+    for (int v = 0; v < kOuterVectors; ++v) f(sums[i][v], out + i * kOuterColumns<scalar_t> + v * Simd<acc_t>::kLanes);
+  }
+}
+
+// As add_outer_products; adds to out where accumulate is set.
+template <int kRows, typename scalar_t, typename acc_t>
+[[gnu::noinline]] void outer_tile(const typename Word<scalar_t>::Type* a, int64_t row_stride, int64_t step_stride,
+                                  const typename Word<scalar_t>::Type* b, int64_t num_steps, bool accumulate,
+                                  acc_t* out) {
+  using S = Simd<acc_t>;
+  using Vector = typename S::Vector;
+  Vector sums[kRows][kOuterVectors];
+  for_sums<kRows, scalar_t>(sums, out, [&](Vector& sum, acc_t* at) { sum = accumulate ? S::load(at) : Vector{}; });
+  add_outer_products<kRows, scalar_t>(a, row_stride, step_stride, b, num_steps, sums);
+  for_sums<kRows, scalar_t>(sums, out, [](Vector& sum, acc_t* at) { S::store(at, sum); });
+}
+
+// out = kPhases sums of phase_steps outer products each, added in pairs as add_pairs adds lanes.
+template <int kRows, int64_t kPhases, typename scalar_t, typename acc_t>
+[[gnu::noinline]] void outer_phases(const typename Word<scalar_t>::Type* a, const typename Word<scalar_t>::Type* b,
+                                    int64_t phase_steps, int64_t phase_stride, acc_t* out) {
+  using S = Simd<acc_t>;
+  using Vector = typename S::Vector;
+  constexpr int64_t kColumns = kOuterColumns<scalar_t>;
+  alignas(64) acc_t waiting[3][kRows * kColumns];  // sums of one, two and four phases
+  for (int64_t phase = 0; phase < kPhases; ++phase, a += phase_stride * kOuterRows, b += phase_stride * kColumns) {
+    Vector sums[kRows][kOuterVectors] = {};
+    add_outer_products<kRows, scalar_t>(a, 1, kOuterRows, b, phase_steps, sums);
+    int level = 0;
+    for (; phase >> level & 1; ++level) {
+      for_sums<kRows, scalar_t>(sums, waiting[level], [](Vector& sum, acc_t* at) { sum = S::load(at) + sum; });
+    }
+    for_sums<kRows, scalar_t>(sums, phase + 1 < kPhases ? waiting[level] : out,
+                              [](Vector& sum, acc_t* at) { S::store(at, sum); });
+  }
+}
+
+// f(the number of rows as a constant), num_rows in [1, kOuterRows].
+template <typename Function>
+inline void with_rows(int64_t num_rows, const Function& f) {
+  switch (num_rows) {
+    case 1: return f(std::integral_constant<int, 1>{});
+    case 2: return f(std::integral_constant<int, 2>{});
+    case 3: return f(std::integral_constant<int, 3>{});
+    case 4: return f(std::integral_constant<int, 4>{});
+    case 5: return f(std::integral_constant<int, 5>{});
+    default: return f(std::integral_constant<int, 6>{});
   }
 }
 
@@ -112,12 +165,7 @@ template <typename scalar_t, typename acc_t>
 inline void outer_rows(int64_t num_rows, const typename Word<scalar_t>::Type* a, int64_t row_stride,
                        int64_t step_stride, const typename Word<scalar_t>::Type* b, int64_t num_steps, bool accumulate,
                        acc_t* out) {
-  switch (num_rows) {
-    case 1: return outer_tile<1, scalar_t>(a, row_stride, step_stride, b, num_steps, accumulate, out);
-    case 2: return outer_tile<2, scalar_t>(a, row_stride, step_stride, b, num_steps, accumulate, out);
-    case 3: return outer_tile<3, scalar_t>(a, row_stride, step_stride, b, num_steps, accumulate, out);
-    case 4: return outer_tile<4, scalar_t>(a, row_stride, step_stride, b, num_steps, accumulate, out);
-    case 5: return outer_tile<5, scalar_t>(a, row_stride, step_stride, b, num_steps, accumulate, out);
-    default: return outer_tile<6, scalar_t>(a, row_stride, step_stride, b, num_steps, accumulate, out);
-  }
+  with_rows(num_rows, [&](auto rows) {
+    outer_tile<decltype(rows)::value, scalar_t>(a, row_stride, step_stride, b, num_steps, accumulate, out);
+  });
 }

@@ -22,15 +22,17 @@
   }
 }
 
-// words[p * stride + r] = rows[r][p] for eight rows of float or bfloat16 and as many elements p < depth as come in
-// whole registers; returns their number. The line `ahead` elements behind each row is brought into the cache.
+// words[SumOrder::step(p) * stride + r] = rows[r][p] for eight rows of float or bfloat16 and as many elements p < depth
+// as come in whole registers, whose words belong to one sum each; returns their number. The line `ahead` elements
+// behind each row is brought into the cache.
 template <typename scalar_t>
 inline int64_t transpose_eight(const scalar_t* const* rows, int64_t depth, int64_t ahead, float* words,
                                int64_t stride) {
   constexpr int64_t kElements = 32 / sizeof(scalar_t);
   [[maybe_unused]] const __m256i upper = _mm256_set1_epi32(static_cast<int>(0xffff0000));
+  const int64_t phase = SumOrder<scalar_t>::phase_stride(depth) * stride;
   int64_t p = 0;
-  for (; p + kElements <= depth; p += kElements) {
+  for (; p + kElements <= depth; p += kElements, words += kElements / 8 * stride) {
     __m256 columns[8];
 #pragma GCC unroll 8
     for (int r = 0; r < 8; ++r) {
@@ -40,7 +42,7 @@ inline int64_t transpose_eight(const scalar_t* const* rows, int64_t depth, int64
     transpose_words(columns);
 #pragma GCC unroll 8
     for (int s = 0; s < 8; ++s) {
-      float* out = words + (p + s * (kElements / 8)) * stride;
+      float* out = words + s * phase;
       if constexpr (kElements == 8) {
         _mm256_storeu_ps(out, columns[s]);
       } else {  // a word is a pair
@@ -54,7 +56,8 @@ inline int64_t transpose_eight(const scalar_t* const* rows, int64_t depth, int64
 }
 #endif
 
-// words [depth, kWidth]: words[p][c] = rows[min(c, num_columns - 1)][p], rows [num_columns, depth] of a matrix.
+// words [num_steps, kWidth], in the steps of SumOrder: words[step(p)][c] = rows[min(c, num_columns - 1)][p] of a matrix
+// [num_columns, depth], zero beyond.
 template <typename scalar_t, int64_t kWidth>
 inline void pack_transposed(const scalar_t* rows, int64_t num_columns, int64_t depth,
                             typename Simd<scalar_t>::acc_t* words) {
@@ -68,7 +71,10 @@ inline void pack_transposed(const scalar_t* rows, int64_t num_columns, int64_t d
       done = transpose_eight(columns + c, depth, kWidth * depth, words + c, kWidth);
   }
 #endif
-  for (int64_t p = done; p < depth; ++p) {
-    for (int64_t c = 0; c < kWidth; ++c) words[p * kWidth + c] = static_cast<acc_t>(columns[c][p]);
+  using Order = SumOrder<scalar_t>;
+  const int64_t stride = Order::phase_stride(depth);
+  for (int64_t p = done; p < Order::kPhases * Order::phase_steps(depth); ++p) {
+    acc_t* out = words + Order::step(p, stride) * kWidth;
+    for (int64_t c = 0; c < kWidth; ++c) out[c] = p < depth ? static_cast<acc_t>(columns[c][p]) : acc_t(0);
   }
 }
