@@ -16,6 +16,7 @@ from gossamer.graph.layers import GraphSequential, check_features
 
 __all__ = ["DRew", "drew_width"]
 
+_MOST_LAYERS = 1024  # layer t has weights for up to t + 1 hops
 _CONVS: dict[str, type[nn.Module]] = {"gcn": DRewGCNConv, "gin": DRewGINConv, "gatedgcn": DRewGatedGCNConv}
 
 
@@ -29,7 +30,7 @@ class DRew(nn.Module):
         in_channels: width of the input features.
         hidden_channels: width of the states; see drew_width for a budget of parameters.
         out_channels: width of the result.
-        num_layers: number of DRew layers, at least 1.
+        num_layers: number of DRew layers, in [1, 1024].
         conv: gcn, gin or gatedgcn.
         delay: nu; 1 reads hop k from k - 1 layers ago, math.inf everything from the current state.
         max_hops: last hop that any layer reads; None for num_layers.
@@ -59,9 +60,10 @@ class DRew(nn.Module):
         super().__init__()
         if conv not in _CONVS:
             raise ValueError(f"DRew: conv must be gcn, gin or gatedgcn, got {conv!r}")
-        for name, value in (("hidden_channels", hidden_channels), ("num_layers", num_layers)):
-            if value < 1:
-                raise ValueError(f"DRew: {name} must be at least 1, got {value}")
+        if hidden_channels < 1:
+            raise ValueError(f"DRew: hidden_channels must be at least 1, got {hidden_channels}")
+        if not 1 <= num_layers <= _MOST_LAYERS:
+            raise ValueError(f"DRew: num_layers must be in [1, {_MOST_LAYERS}], got {num_layers}")
         self.encoder = nn.Linear(in_channels, hidden_channels)
         self.convs = nn.ModuleList(
             _CONVS[conv](hidden_channels, t, delay=delay, max_hops=max_hops, **options) for t in range(num_layers)

@@ -223,7 +223,9 @@ def _read_parquet(path: Path, columns: Columns, chunk_edges: int, limit: int) ->
         raise ImportError("convert: Parquet needs pyarrow: pip install gossamer[recsys]") from error
     try:
         file = pyarrow.parquet.ParquetFile(path, pre_buffer=False)
-    except pyarrow.ArrowInvalid as error:
+    except (pyarrow.ArrowException, OSError) as error:
+        if getattr(error, "errno", None) is not None:  # of the system: there is no such file, or no right to read it
+            raise
         raise _bad(str(path), "be a Parquet file", error) from None
     fields, row, total = file.schema_arrow.names, 0, max(file.metadata.num_rows, 1)
     names = {name: fields[_position(str(path), value, fields, True)] for name, value in columns.used().items()}

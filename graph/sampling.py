@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from weakref import WeakKeyDictionary
@@ -81,8 +80,8 @@ def neighbor_sample(
         graph: in-neighbours in CSR form; a CompressedCSR can be sampled uniformly, in one subgraph of all seeds.
         seeds: [num_seeds], int64 or int32, node ids in [0, graph.num_nodes), on CPU or GPU. A seed given twice is two
             nodes of the result; edges refer to the first, unless the trees are disjoint.
-        fanouts: edges kept per node and hop, nearest hop first: a number of edges, -1 for all, or a share of the node's
-            edges in (0, 1), rounded up.
+        fanouts: edges kept per node and hop, nearest hop first: a number below 2^31, -1 for all, or a share of the
+            node's edges in (0, 1), rounded up.
         seed: random seed.
         replace: draw with replacement; a node with edges then always gets its full fan-out.
         weighted: choose edges in proportion to ``graph.weight`` (finite, not negative) instead of equally; without
@@ -148,9 +147,9 @@ def _sample_compressed(
 
 def check_fanout(function: str, fanout: float) -> float:
     """The fan-out, if it is -1, a positive whole number or a share in (0, 1)."""
-    if fanout == -1 or 0 < fanout < 1 or (1 <= fanout < math.inf and fanout == int(fanout)):
+    if fanout == -1 or 0 < fanout < 1 or (1 <= fanout < 1 << 31 and fanout == int(fanout)):
         return fanout
-    raise ValueError(f"{function}: fanouts must be -1, at least 1, or a share in (0, 1), got {fanout}")
+    raise ValueError(f"{function}: fanouts must be -1, in [1, 2^31), or a share in (0, 1), got {fanout}")
 
 
 def _check_choice(

@@ -103,7 +103,7 @@ def merge_attention(outs: list[Tensor] | tuple[Tensor, ...], lses: list[Tensor] 
 
     Raises:
         TypeError: if one of them is not a tensor.
-        ValueError: if there is nothing to merge, or lengths, shapes or devices differ.
+        ValueError: if there is nothing to merge, lengths, shapes or devices differ, or a type is not floating.
 
     Source: Dao et al. 2023, Flash-Decoding.
     """
@@ -114,6 +114,7 @@ def merge_attention(outs: list[Tensor] | tuple[Tensor, ...], lses: list[Tensor] 
         for part in parts:
             require_device(part, "merge_attention", name, outs[0].device)
             require(part.shape == shape, "merge_attention", name, f"of shape {tuple(shape)}", tuple(part.shape))
+            require(part.is_floating_point(), "merge_attention", name, "of a floating type", part.dtype)
     lse = torch.stack(list(lses))  # [parts, ...]
     weights = (lse - lse.logsumexp(0)).exp().nan_to_num(0.0)  # all parts empty: -inf minus -inf
     merged = sum(w.unsqueeze(-1) * out.float() for w, out in zip(weights, outs))

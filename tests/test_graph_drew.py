@@ -145,7 +145,8 @@ def test_width_keeps_the_budget():
     ("message", "call"),
     [
         ("DRew: conv must be gcn, gin or gatedgcn, got 'gat'", lambda: DRew(1, 2, 3, 4, conv="gat")),
-        ("DRew: num_layers must be at least 1, got 0", lambda: DRew(1, 2, 3, 0)),
+        (r"DRew: num_layers must be in \[1, 1024\], got 0", lambda: DRew(1, 2, 3, 0)),
+        (r"DRew: num_layers must be in \[1, 1024\], got 11529", lambda: DRew(1, 2, 3, 1 << 60)),
         ("DRewGCNConv: max_hops must be at least 1 or None, got 0", lambda: DRew(1, 2, 3, 2, max_hops=0)),
         ("DRewGINConv: delay must be at least 1, got 0", lambda: DRew(1, 2, 3, 2, conv="gin", delay=0)),
         (

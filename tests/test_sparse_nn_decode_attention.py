@@ -371,6 +371,7 @@ WRONG = [
     (lambda: merge_attention([], []), ValueError, "lses must be"),
     (lambda: merge_attention([Q], [Q[..., 0].to("meta")]), ValueError, "lses must be on cpu"),
     (lambda: merge_attention([Q, Q[:1]], [Q[..., 0]] * 2), ValueError, "outs must be of shape"),
+    (lambda: merge_attention([Q], [Q[..., 0] > 0]), ValueError, "lses must be of a floating type"),
 ]  # fmt: skip
 
 
