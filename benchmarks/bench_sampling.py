@@ -28,13 +28,12 @@ four (1.86 to 1.98), asking for the column together with the table entry (1.93).
 
 With weights or times out of order, column, number and table of an edge stand side by side (12 to 16 bytes, one line for
 what took two or three). Old and new in two processes that take turns call by call, beside other work, speed-up as the
-median of pairs: temporal 1.10, with weights 1.11, weighted alone 0.88 to 1.06, uniform 0.99 to 1.00: a process keeps
-what its pages gave it, and short rows, whose columns fill one line and tables another, gain nothing. Column and half of
-the table alone in 8 bytes, the rest of the table apart: 1.03 (weighted), 1.07 (temporal, weights), as good as 12 bytes
-within that noise, for as much memory. In a profile of the temporal, weighted rate a fifth of the samples still stood at
-the request for an entry of the table, in wait for a free one: draws are bound by the lines they miss, not by
-arithmetic. Ids of trees in 4 bytes of hash table, asked for 8 ahead and without a branch for new nodes, instead of 16
-bytes: 1.01. The middle of the times of a row asked for with their end: 1.05 where seeds see half of their rows.
+median of pairs: temporal 1.14 and, over the whole range of times, 1.10; with weights 1.03 and 1.30; weighted alone 0.88
+to 1.06 and uniform 0.98 to 1.00, which is what processes differ by anyway. Column and half of the table alone in 8
+bytes, the rest of the table apart: 1.03 (weighted), 1.07 (temporal, weights), not told apart from 12 bytes within that
+noise. In a profile of the temporal, weighted rate a fifth of the samples still stood at the request for an entry of the
+table. Ids of trees in 4 bytes of hash table, asked for 8 ahead and without a branch for new nodes, instead of 16 bytes:
+1.01. The middle of the times of a row asked for with their end: 1.05 where seeds see half of their rows.
 
 Where a seed sees a part of a row, weights were drawn by bisection alone, one miss after the other: 2.5 to 2.9 M/s.
 Proposing from the table of the whole row first, and bisecting only what falls outside the part, 1.16 to 1.3 times that.
