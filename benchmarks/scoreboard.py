@@ -2,6 +2,7 @@
 
 Each script runs in a process of its own. Nothing is remembered from an earlier run: a row is what was measured, or
 says why it was not; a goal that crashes, hangs or takes its process down is a failed row. Exit code 1 if one failed.
+With ``--minutes`` the goals that no time is left for are rows that say so.
 """
 
 from __future__ import annotations
@@ -48,6 +49,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--slow", action="store_true", help="also run the goals that take minutes")
     parser.add_argument("--gpu-only", action="store_true", help="only the goals that need a GPU")
     parser.add_argument("--timeout", type=float, default=600, help="seconds for one goal, tenfold with --slow")
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="begin no goal after that many minutes")
     parser.add_argument("--output", metavar="STEM", help="write STEM.md and STEM.csv (default: results/scoreboard)")
     options = parser.parse_args()
     if options.output is None and not (
@@ -59,6 +61,7 @@ def parse() -> argparse.Namespace:
 
 def run_all(options: argparse.Namespace) -> Iterator[Row]:
     """Rows of every script, shown as they come."""
+    options.deadline = time.monotonic() + 60 * options.minutes
     for script in sorted(HERE.glob("bench_*.py")):
         whole = not options.names or any(name in script.stem for name in options.names)
         for row in run_script(script, [] if whole else options.names, options):
@@ -70,13 +73,15 @@ def run_script(script: Path, names: Sequence[str], options: argparse.Namespace) 
     """Rows of one script; when its process dies it loses the goal it was in, and goes on with the next."""
     run = ScriptRun(script, names, options)
     yield from run.rows()
-    while run.unfinished:
+    while run.unfinished and not run.out_of_time:
         lost, *rest = run.unfinished
-        yield failed_row(script, lost, run.last_words())
+        yield row_without_figure(script, lost, FAILED, run.last_words())
         if not rest:
             return
         run = ScriptRun(script, [planned["name"] for planned in rest], options)
         yield from run.rows()
+    for planned in run.unfinished:
+        yield row_without_figure(script, planned, NOT_HERE, f"no time left: --minutes {options.minutes:g}")
 
 
 class ScriptRun:
@@ -86,7 +91,8 @@ class ScriptRun:
         self.script = script
         self.unfinished: list[dict[str, Any]] = [{"name": script.stem}]  # until the plan is there
         self.timeout = options.timeout * (10 if options.slow else 1)
-        self.timed_out = False
+        self.deadline = options.deadline
+        self.timed_out = self.out_of_time = False
         self.seen = 0
         self.output = tempfile.TemporaryFile("w+")  # noqa: SIM115 (closed with the run)
         flags = [flag for flag, wanted in (("--slow", options.slow), ("--gpu-only", options.gpu_only)) if wanted]
@@ -122,13 +128,19 @@ class ScriptRun:
             message = json.loads(line)
             if "plan" in message:
                 self.unfinished = message["plan"]
-                continue
-            self.unfinished.pop(0)
-            self.seen = os.fstat(self.output.fileno()).st_size  # what is printed from here on belongs to the next goal
-            yield Row(**message)
+            else:
+                self.unfinished.pop(0)
+                self.seen = os.fstat(self.output.fileno()).st_size  # what is printed from here on is of the next goal
+                yield Row(**message)
+            if time.monotonic() > self.deadline:
+                self.out_of_time = True
+                return self._kill()
 
     def _end(self) -> None:
         self.timed_out = True
+        self._kill()
+
+    def _kill(self) -> None:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)  # with the processes that a goal started
 
@@ -140,10 +152,10 @@ class ScriptRun:
         return f"exit code {self.process.returncode}: {lines[-1]}"
 
 
-def failed_row(script: Path, planned: dict[str, Any], reason: str) -> Row:
-    """The row of a goal whose process died in it (or of a script that did not start)."""
+def row_without_figure(script: Path, planned: dict[str, Any], verdict: str, reason: str) -> Row:
+    """The row of a goal whose process died in it (or of a script that did not start), or that was not begun."""
     capability, claim = planned.get("capability", script.stem), planned.get("claim", "the script does not start")
-    return Row(capability, planned["name"], claim, planned.get("bar", ""), None, "", FAILED, reason, 0.0)
+    return Row(capability, planned["name"], claim, planned.get("bar", ""), None, "", verdict, reason, 0.0)
 
 
 def summary(rows: Sequence[Row]) -> str:

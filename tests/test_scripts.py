@@ -91,6 +91,14 @@ def test_scoreboard_of_chosen_goals(benchmarks: Path) -> None:
     assert not (benchmarks / "results").exists()
 
 
+def test_scoreboard_without_time(benchmarks: Path) -> None:
+    done = run(benchmarks / "scoreboard.py", "--minutes", "0", "--output", str(benchmarks / "board"))
+    assert done.returncode == 0, done.stderr
+    table = (benchmarks / "board.md").read_text()
+    assert "| hangs (`hangs`) |  | - | not run here | no time left: --minutes 0 |" in table.splitlines()
+    assert "9 not run here." in table
+
+
 def test_one_script_alone(benchmarks: Path) -> None:
     done = run(benchmarks / "bench_example.py", "held", "--csv", str(benchmarks / "rows.csv"))
     assert done.returncode == 0, done.stderr
