@@ -8,7 +8,15 @@ struct Word {
   static constexpr int64_t kPack = 1;
   static constexpr int64_t kLanes = sizeof(Vector) / sizeof(Type);
   static Vector load(const Type* p) { return Simd<Type>::load(p); }
-  static void multiply_add(Vector& sum, Type a, Vector b) { sum += a * b; }
+  static void multiply_add(Vector& sum, Type a, Vector b) {
+#if GOSSAMER_VECTOR_BYTES == 32  // rounded once, with any options of the compiler, as few_rows.h does
+    if constexpr (std::is_same_v<Type, float>) {
+      sum = (Vector)_mm256_fmadd_ps(_mm256_set1_ps(a), (__m256)b, (__m256)sum);
+      return;
+    }
+#endif
+    sum += a * b;
+  }
   static Type pack(const scalar_t* first, const scalar_t*) { return static_cast<Type>(*first); }
   static void pack_lanes(const scalar_t* first, const scalar_t*, Type* out) {
     Simd<Type>::store(out, Simd<scalar_t>::load(first));
