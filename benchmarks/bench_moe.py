@@ -31,7 +31,8 @@ bits: T 1 1.5 to 1.9x faster, T 8 and 32 1.8x, T 128 1.4x, T 512 no slower. In a
 76 to 81 % of the bandwidth of a sum; one row of weights at a time 72 to 80, two to four without prefetch or with
 prefetch per row 52 to 69 (rows of 2 KiB are several streams of one page: one prefetch in the order of memory, 12 KiB
 ahead, is what helps). Panels whose eight sums began at a multiple of 8 KiB cost T 512 12 %: one line between them
-costs nothing. Dots are ahead of panels up to about 24 to 40 rows of an expert.
+costs nothing. With 24 rows in every expert dots were still ahead of panels (129 and 154 ms, 174 and 242 on a busier
+machine); 32 lies where their slopes let them meet, and was not measured by itself.
 """
 
 from __future__ import annotations
