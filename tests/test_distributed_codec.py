@@ -5,7 +5,7 @@ import os
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
+from workers import run_workers
 
 from gossamer.distributed.codec import RowCodec
 
@@ -55,7 +55,7 @@ def _worker(rank, folder):
 
 @pytest.mark.launch
 def test_two_workers(tmp_path):
-    mp.spawn(_worker, (str(tmp_path),), nprocs=2)
+    run_workers(_worker, (str(tmp_path),), num_workers=2)
     found, other = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
     row_bytes = {None: 4 * WIDTH, 8: WIDTH + 4, 4: WIDTH // 2 + 4}
     for bits, run in found.items():

@@ -4,9 +4,9 @@ import os
 
 import pytest
 import torch
-import torch.multiprocessing as mp
 from torch import nn
 from torch.utils.checkpoint import checkpoint
+from workers import run_workers
 
 from gossamer import distributed, sparse_nn
 from gossamer.distributed.launcher import free_port
@@ -137,7 +137,7 @@ CASES = [(0, 2), (1, 2), (2, 2), (1, 1)]  # ZeRO stage, ranks that share the exp
 def ranks(tmp_path_factory):
     pytest.importorskip("deepspeed")
     folder = tmp_path_factory.mktemp("deepspeed_moe")
-    mp.spawn(_worker, (str(free_port()), str(folder)), nprocs=2)
+    run_workers(_worker, (str(free_port()), str(folder)), num_workers=2)
     return folder, [torch.load(folder / f"{rank}.pt") for rank in range(2)]
 
 

@@ -7,8 +7,8 @@ import os
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 import torch.nn.functional as F
+from workers import run_workers
 
 from gossamer.distributed import plan_stages
 from gossamer.graph import CSR, DRew, HopGraph
@@ -148,7 +148,7 @@ def _worker(rank, folder):
 @pytest.mark.launch
 def test_two_stages_equal_one_process(tmp_path):
     """Losses, all gradients and the bytes of every state that crosses, for every kind, whole and in chunks."""
-    mp.spawn(_worker, (str(tmp_path),), nprocs=2)
+    run_workers(_worker, (str(tmp_path),), num_workers=2)
     found = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
     for name in KINDS:
         for num_chunks in (1, 4):

@@ -5,8 +5,8 @@ import os
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import nn
+from workers import run_workers
 
 from gossamer import distributed
 from gossamer.distributed import exact_schedule, simulate
@@ -334,7 +334,7 @@ def _worker(rank, world, folder):
 @pytest.mark.parametrize("world", RUNS)
 def test_processes_give_the_bits_of_one(world, tmp_path):
     """Without ways the bits of one process with as many chunks; with ways, and against one chunk, the rounding."""
-    mp.spawn(_worker, (world, str(tmp_path)), nprocs=world)
+    run_workers(_worker, (world, str(tmp_path)), num_workers=world)
     found = [torch.load(tmp_path / f"{rank}.pt", weights_only=False) for rank in range(world)]
     for i, (problem, dtype, section) in enumerate(RUNS[world]):
         tolerance = 1e-5 if dtype == torch.float32 else 1e-10
@@ -375,7 +375,7 @@ def _train_clipped(**config):
 @pytest.mark.launch
 def test_deepspeed_with_zero_and_clipping_equals_one_process(tmp_path):
     pytest.importorskip("deepspeed")
-    mp.spawn(_deepspeed_worker, (str(free_port()), str(tmp_path)), nprocs=2)
+    run_workers(_deepspeed_worker, (str(free_port()), str(tmp_path)), num_workers=2)
     expected = _train_clipped()
     for rank in range(2):
         for losses in torch.load(tmp_path / f"{rank}.pt"):

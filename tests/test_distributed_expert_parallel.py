@@ -5,7 +5,7 @@ import os
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
+from workers import run_workers
 
 from gossamer import sparse_nn
 from gossamer.distributed import ExpertExchange, ExpertParallelMoE
@@ -93,7 +93,7 @@ def _worker(rank, folder):
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory):
     folder = tmp_path_factory.mktemp("expert_parallel")
-    mp.spawn(_worker, (str(folder),), nprocs=2)
+    run_workers(_worker, (str(folder),), num_workers=2)
     return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
 
 

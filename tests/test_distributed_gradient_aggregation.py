@@ -5,8 +5,8 @@ import os
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import nn
+from workers import run_workers
 
 from gossamer.distributed import LocalGradientAggregation
 from gossamer.graph import IDEmbedding, RowwiseAdagrad
@@ -85,7 +85,7 @@ def work(rank, port, out):
 def test_two_workers_train_like_one_large_batch(tmp_path):
     from gossamer.distributed.launcher import free_port
 
-    mp.spawn(work, (free_port(), str(tmp_path)), nprocs=NUM_WORKERS)
+    run_workers(work, (free_port(), str(tmp_path)), num_workers=NUM_WORKERS)
     found = [torch.load(tmp_path / f"{rank}.pt") for rank in range(NUM_WORKERS)]
     expected = one_process()
     for name, value in expected.items():

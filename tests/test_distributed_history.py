@@ -8,9 +8,9 @@ from itertools import pairwise
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 import torch.nn.functional as F
 from torch import nn
+from workers import run_workers
 
 from gossamer import distributed
 from gossamer.graph import CSR, GraphLayer, GraphSequential, aggregate
@@ -250,7 +250,7 @@ def worker(rank, world, folder):
 def test_several_processes_train_as_one(tmp_path):
     """The same losses, ages and snapshots due; rounding does not depend on the stages."""
     expected = [train(section) for section in OPTIONS]
-    mp.spawn(worker, args=(2, str(tmp_path)), nprocs=2)
+    run_workers(worker, (2, str(tmp_path)), num_workers=2)
     for rank in range(2):
         found = torch.load(tmp_path / f"{rank}.pt", weights_only=False)
         for (losses, staleness, sent), alone in zip(found, expected):

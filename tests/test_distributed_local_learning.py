@@ -5,7 +5,7 @@ import os
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
+from workers import run_workers
 
 from gossamer.distributed import LocalPipeline
 from gossamer.distributed.schedule import Costs, Kind, check_schedule, local, simulate
@@ -50,7 +50,7 @@ def _worker(rank, world, folder):
 def test_equal_to_one_process(tmp_path, world):
     layers, objective = make()
     history = train_together(layers, objective, NUM_EPOCHS)
-    mp.spawn(_worker, (world, str(tmp_path)), nprocs=world)
+    run_workers(_worker, (world, str(tmp_path)), num_workers=world)
     found = [torch.load(tmp_path / f"{rank}.pt") for rank in range(world)]
     assert [[loss for f in found for loss in f[0][epoch]] for epoch in range(NUM_EPOCHS)] == history
     weights = {i: state for _, states, _ in found for i, state in states.items()}

@@ -7,9 +7,9 @@ import os
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 import torch.nn.functional as F
 from torch import nn
+from workers import run_workers
 
 from gossamer import distributed
 from gossamer.distributed.launcher import free_port
@@ -194,7 +194,7 @@ def _worker(rank, world, folder, name):
 def test_processes_equal_the_emulation(world, name, tmp_path):
     """2 and 4 processes give the losses and all gradients of one process; bytes are 2 (S-1) N F 4 to the byte."""
     expected = _train(name, 8)
-    mp.spawn(_worker, (world, str(tmp_path), name), nprocs=world)
+    run_workers(_worker, (world, str(tmp_path), name), num_workers=world)
     found = [torch.load(tmp_path / f"{rank}.pt") for rank in range(world)]
     gradients = {}
     for one in found:
@@ -234,7 +234,7 @@ def _deepspeed_worker(rank, port, folder):
 def test_deepspeed_with_zero_and_clipping_equals_the_emulation(tmp_path):
     pytest.importorskip("deepspeed")
     expected = _train_clipped()
-    mp.spawn(_deepspeed_worker, (str(free_port()), str(tmp_path)), nprocs=2)
+    run_workers(_deepspeed_worker, (str(free_port()), str(tmp_path)), num_workers=2)
     for rank in range(2):
         for losses in torch.load(tmp_path / f"{rank}.pt"):
             assert losses == pytest.approx(expected, rel=1e-5)

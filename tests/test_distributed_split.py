@@ -5,9 +5,9 @@ import os
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 import torch.nn.functional as F
 from torch import nn
+from workers import run_workers
 
 from gossamer.distributed.channel import Channel
 from gossamer.distributed.executor import execute
@@ -157,7 +157,7 @@ def _worker(rank, folder):
 @pytest.mark.launch
 def test_two_transformer_stages_under_every_schedule(tmp_path):
     """Split equals fused to the bit, and both are the gradients of one process."""
-    mp.spawn(_worker, (str(tmp_path),), nprocs=2)
+    run_workers(_worker, (str(tmp_path),), num_workers=2)
     stages = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
     for name, (make, count) in SCHEDULES.items():
         expected = run_transformer(0, 1, count, make, False)
@@ -189,7 +189,7 @@ def _gnnpipe_worker(rank, world, folder):
 @pytest.mark.launch
 @pytest.mark.parametrize("world", [2, 3])
 def test_gnnpipe_in_several_processes_with_split_backward_changes_no_bit(tmp_path, world):
-    mp.spawn(_gnnpipe_worker, (world, str(tmp_path)), nprocs=world)
+    run_workers(_gnnpipe_worker, (world, str(tmp_path)), num_workers=world)
     graph, data = make_problem()
     engine = make_engine(make_model(dropout=0.3), graph, data, num_chunks=5, refresh_period=2, split_backward=True)
     expected = [engine.train_epoch().loss for _ in range(4)]

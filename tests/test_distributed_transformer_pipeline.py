@@ -5,7 +5,7 @@ import itertools
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
+from workers import run_workers
 
 from gossamer.distributed import TransformerPipeline, gpipe, one_f_one_b
 from gossamer.sparse_nn import SparseTransformer, SparseTransformerConfig
@@ -65,7 +65,7 @@ def _worker(rank, folder):
 @pytest.fixture(scope="module")
 def two_stages(tmp_path_factory):
     folder = tmp_path_factory.mktemp("stages")
-    mp.spawn(_worker, (str(folder),), nprocs=2)
+    run_workers(_worker, (str(folder),), num_workers=2)
     return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
 
 

@@ -5,7 +5,7 @@ import os
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
+from workers import run_workers
 
 from gossamer import distributed
 from gossamer.distributed.grid import Grid
@@ -121,7 +121,7 @@ def _worker(rank, world, folder):
 @pytest.mark.parametrize("world", RUNS)
 def test_ways_have_the_losses_gradients_and_bytes_of_the_closed_form(world, tmp_path):
     """Against one process: relative error 1e-5, in float64 1e-10; equal gradients on all ways of a stage."""
-    mp.spawn(_worker, (world, str(tmp_path)), nprocs=world)
+    run_workers(_worker, (world, str(tmp_path)), num_workers=world)
     found = [torch.load(tmp_path / f"{rank}.pt", weights_only=False) for rank in range(world)]
     for i, (dtype, section) in enumerate(RUNS[world]):
         tolerance = 1e-5 if dtype == FP32 else 1e-10
@@ -200,7 +200,7 @@ def _deepspeed_worker(rank, world, port, folder):
 def test_deepspeed_ways_with_zero_clipping_and_2bp_resume_to_the_bit(world, tmp_path):
     """ZeRO 0, 1 and 2 over two ways (of one or two stages) have the losses of one process."""
     pytest.importorskip("deepspeed")
-    mp.spawn(_deepspeed_worker, (world, str(free_port()), str(tmp_path)), nprocs=world)
+    run_workers(_deepspeed_worker, (world, str(free_port()), str(tmp_path)), num_workers=world)
     for i, (_, section) in enumerate(SETTINGS[world]):
         expected = _train_clipped(tmp_path / "alone", 0, section)
         for rank in range(world):

@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 import torch
-import torch.multiprocessing as mp
 
 pytest.importorskip("deepspeed")
 
 sys.path.append(str(Path(__file__).resolve().parent.parent / "examples"))
 
 import train_long_range
+from workers import run_workers
 
 from gossamer import distributed
 from gossamer.distributed.launcher import free_port
@@ -144,7 +144,7 @@ def _data_parallel_worker(rank, world, port, folder):
 def test_two_workers_compute_the_gradients_of_one(tmp_path):
     """Without batch norms, which see the part of their worker."""
     for world in (1, 2):
-        mp.spawn(_data_parallel_worker, (world, str(free_port()), str(tmp_path)), nprocs=world)
+        run_workers(_data_parallel_worker, (world, str(free_port()), str(tmp_path)), num_workers=world)
     expected, *others = (torch.load(tmp_path / name) for name in ("1-0.pt", "2-0.pt", "2-1.pt"))
     for stage in ZERO_STAGES:
         losses, scores, state = expected[stage]
