@@ -21,7 +21,9 @@ from gossamer.distributed.schedule import Costs, Kind
 from pipeline_job import Spec, build, load, write_result
 
 DEPTHS = (2, 4, 8, 16, 32, 64)
-ROUNDS = 4
+ROUNDS = 3  # of all plans; then of those that may still be the best
+FINAL_ROUNDS = 9
+MARGIN = 1.25
 FORWARD = (Kind.RECEIVE_ACTIVATION, Kind.FORWARD, Kind.SEND_ACTIVATION)
 
 
@@ -38,24 +40,35 @@ def cpu_seconds(engine: distributed.PipelineEngine) -> list[dict[str, float]]:
     return engine._channel.gather(dict(spent))
 
 
-def epoch_seconds(engine: distributed.PipelineEngine, rounds: list[list[dict[str, float]]], num_cores: int) -> float:
+def epoch_seconds(plan: Candidate, rounds: list[list[dict[str, float]]], num_cores: int) -> float:
     """What an epoch takes on idle cores, from CPU time: the schedule with the measured costs of every stage.
 
     A stage takes as long as the slowest of its ways; what the workers compute in all needs the cores there are. The
     least of the rounds counts: other work on the machine only adds to it.
     """
-    num_chunks = engine.num_chunks
+    num_chunks = plan.num_chunks
     least = [{name: min(r[rank][name] for r in rounds) for name in rounds[0][rank]} for rank in range(len(rounds[0]))]
-    ways = [least[s * engine.num_ways : (s + 1) * engine.num_ways] for s in range(engine.num_stages)]
+    ways = [least[s * plan.num_ways : (s + 1) * plan.num_ways] for s in range(plan.num_stages)]
     costs = {
         name: tuple(max(one[name] for one in stage) / num_chunks for stage in ways) for name in ("forward", "backward")
     }
     step = max(one["step"] for one in least)
     timeline = simulate(
-        gnnpipe(engine.num_stages, num_chunks), Costs(costs["forward"], costs["backward"], 0.0, step=step)
+        gnnpipe(plan.num_stages, num_chunks), Costs(costs["forward"], costs["backward"], 0.0, step=step)
     )
     alone = timeline.makespan + max(one["rest"] for one in least)
     return max(alone, sum(one["process"] for one in least) / min(num_cores, len(least)))
+
+
+def likely(
+    engines: dict[Candidate, distributed.PipelineEngine],
+    rounds: dict[Candidate, list[list[dict[str, float]]]],
+    num_cores: int,
+) -> dict[Candidate, distributed.PipelineEngine]:
+    """Those near the best so far of all that are allowed, which more rounds may change; the same on every worker."""
+    seconds = {c: epoch_seconds(c, rounds[c], num_cores) for c in engines}
+    best = min(value for c, value in seconds.items() if not c.refused)
+    return {c: engine for c, engine in engines.items() if seconds[c] < MARGIN * best}
 
 
 def measure(spec: Spec, calibration: distributed.Calibration) -> dict[str, Any]:
@@ -73,7 +86,9 @@ def measure(spec: Spec, calibration: distributed.Calibration) -> dict[str, Any]:
         engines[c].clock = time.thread_time
     rounds: dict[Candidate, list[list[dict[str, float]]]] = {c: [] for c in engines}
     wall: dict[Candidate, list[float]] = {c: [] for c in engines}
-    for _ in range(ROUNDS):
+    for number in range(ROUNDS + FINAL_ROUNDS):
+        if number == ROUNDS:
+            engines = likely(engines, rounds, calibration.num_cores)
         for c, engine in engines.items():
             start = time.perf_counter()
             rounds[c].append(cpu_seconds(engine))
@@ -82,9 +97,9 @@ def measure(spec: Spec, calibration: distributed.Calibration) -> dict[str, Any]:
         {
             "kind": c.kind, "ways": c.num_ways, "chunks": c.num_chunks, "allowed": not c.refused,
             "chosen": c is plan.chosen, "predicted": c.seconds, "wall": statistics.median(wall[c]),
-            "measured": epoch_seconds(engine, rounds[c], calibration.num_cores),
+            "measured": epoch_seconds(c, rounds[c], calibration.num_cores),
         }
-        for c, engine in engines.items()
+        for c in plan.candidates
     ]  # fmt: skip
     return {"num_layers": spec.num_layers, "break_even": plan.break_even, "kinds": kinds}
 

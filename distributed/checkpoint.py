@@ -8,7 +8,8 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -24,6 +25,7 @@ _FORMAT = 3
 _MANIFEST = "manifest.json"
 _NAME = re.compile(r"epoch_(\d{6,})")
 _KEPT = 2
+_FAILED_WRITE = re.compile(r"unexpected pos|[Ww]riter? fail|failed writing|iostream", re.ASCII)
 
 
 def save(engine: PipelineEngine, folder: str) -> str:
@@ -70,6 +72,10 @@ def write_checkpoint(
         write: what every worker does to fill the folder that it is given.
         is_first: true on one worker.
         barrier: waits for all workers.
+
+    Raises:
+        OSError: if the disk is full or fails; the checkpoints that were there are as before, and what was begun of
+            this one is removed by the next call.
     """
     name = f"epoch_{description['epoch']:06d}"
     target, partial = os.path.join(folder, name), os.path.join(folder, f".{name}.partial")
@@ -78,10 +84,12 @@ def write_checkpoint(
             shutil.rmtree(left_over)
         os.makedirs(partial)
     barrier()
-    write(partial)
+    with _failing_disk_said(folder):
+        write(partial)
     barrier()
     if is_first:
-        _write_manifest(partial, {"format": _FORMAT} | description)
+        with _failing_disk_said(folder):
+            _write_manifest(partial, {"format": _FORMAT} | description)
         if os.path.exists(target):
             shutil.rmtree(target)
         os.rename(partial, target)
@@ -91,6 +99,21 @@ def write_checkpoint(
             shutil.rmtree(old)
     barrier()
     return target
+
+
+@contextmanager
+def _failing_disk_said(folder: str) -> Iterator[None]:
+    """Torch's writer says of a full disk that it is at an "unexpected pos"."""
+    try:
+        yield
+    except (OSError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        if isinstance(error, RuntimeError) and not _FAILED_WRITE.search(reason):
+            raise
+        raise OSError(
+            f"save_checkpoint: folder must have room for the checkpoint, got a failing write to {folder!r} ({reason}). "
+            "The checkpoints that were there are as before; make room and resume from the newest."
+        ) from error
 
 
 def find_checkpoint(folder: str, description: dict[str, Any]) -> tuple[str, dict[str, Any]]:

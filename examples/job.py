@@ -13,6 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from gossamer import distributed
 from gossamer.distributed.channel import lost_connection
 from gossamer.distributed.launcher import is_worker, launch, require_port
@@ -51,10 +53,11 @@ def run(
         The exit code.
     """
     if is_worker():
+        rank = int(os.environ["RANK"])
         try:
-            with naming_lost_worker(int(os.environ["RANK"])):
+            with naming_lost_worker(rank), naming_lack_of_memory(rank):
                 return train(arguments)
-        except distributed.WorkerLost as error:
+        except (distributed.WorkerLost, MemoryError, OSError) as error:
             print(f"error: {error}", file=sys.stderr, flush=True)
             time.sleep(2.0)  # so that the launcher sees the worker that died before it sees this one leave
             return 1
@@ -82,6 +85,21 @@ def naming_lost_worker(rank: int) -> Iterator[None]:
         raise distributed.WorkerLost(
             f"worker {rank}: lost the connection to another worker; it died or left the job. "
             f"Resume from the last checkpoint. ({reason})"
+        ) from error
+
+
+@contextmanager
+def naming_lack_of_memory(rank: int) -> Iterator[None]:
+    """Turn torch's error, and Python's, into one that says what to do."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        reason = (str(error).splitlines() or [""])[0]
+        if not isinstance(error, (MemoryError, torch.OutOfMemoryError)) and "can't allocate memory" not in reason:
+            raise
+        raise MemoryError(
+            f"worker {rank}: the memory of this machine does not suffice. Use more workers, a smaller model or batch, "
+            f"or recomputation where the script has it; then resume from the last checkpoint. ({reason})"
         ) from error
 
 
