@@ -26,8 +26,8 @@ def induced_edges(
     for relation in index.relations:
         row, col, position = _induced(index, relation, sample)
         batch = sample.batch[relation.target_type]
-        if limit is not None and batch is not None:
-            keep = _visible(relation, position, limit[batch[col]], window)
+        if limit is not None and batch is not None and relation.time is not None:
+            keep = _visible(relation.time[position], limit[batch[col]], window)
             row, col, position = row[keep], col[keep], position[keep]
         edge = position if relation.edge_ids is None else relation.edge_ids[position].long()
         edges.append((row, col, edge))
@@ -58,7 +58,8 @@ def _find(keys: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
     return order[place], ordered[place] == wanted
 
 
-def _visible(relation: Relation, position: Tensor, limit: Tensor, window: int | None) -> Tensor:
-    assert relation.time is not None
-    time = relation.time[position]
-    return time <= limit if window is None else (time <= limit) & (time >= limit - window)
+def _visible(time: Tensor, limit: Tensor, window: int | None) -> Tensor:
+    if window is None:
+        return time <= limit
+    earliest = torch.iinfo(torch.int64).min
+    return (time <= limit) & (time >= limit.clamp(min=earliest + window) - window)

@@ -11,6 +11,8 @@ from torch_geometric.data import Data, HeteroData
 from torch_geometric.data import remote_backend_utils as remote
 from torch_geometric.sampler.utils import to_csc
 
+from gossamer.graph.csr_check import check_ids, check_rows, checked_edge_index, checked_num_nodes
+
 __all__ = ["EdgeSet", "read_edges"]
 
 
@@ -53,6 +55,12 @@ def read_edges(data: Any, time_attr: str | None, weight_attr: str | None) -> Edg
         )
     if time_attr is not None and not node_time and not edge_time:
         raise ValueError(f"NeighborSampler: time_attr must name node or edge times, got {time_attr!r}")
+    _check_csc(edges)
+    for node_type, time in node_time.items():
+        _check_values("time_attr", time, edges.num_nodes[node_type], "node", integers=True)
+    for edge_type, (_, col, _) in zip(edges.edge_types, edges.csc):
+        if (time := edge_time.get(edge_type)) is not None:
+            _check_values("time_attr", time, col.numel(), "edge", integers=True)
     if node_time:
         edges.node_time = node_time if edges.is_hetero else node_time[None]
     edges.time = [_edge_time(edges, i, node_time, edge_time) for i in range(len(edges.csc))]
@@ -64,7 +72,8 @@ Times = dict[Any, Tensor]
 
 
 def _read_data(data: Data, time_attr: str | None) -> tuple[EdgeSet, Times, Times]:
-    edges = EdgeSet([None], [None], {None: data.num_nodes}, [to_csc(data, device="cpu")], [], [])
+    num_nodes = {None: checked_num_nodes("NeighborSampler", data.num_nodes)}
+    edges = EdgeSet([None], [None], num_nodes, [_csc(data, num_nodes[None], num_nodes[None])], [], [])
     if time_attr is None or time_attr not in data:
         return edges, {}, {}
     time = {None: data[time_attr]}
@@ -73,8 +82,11 @@ def _read_data(data: Data, time_attr: str | None) -> tuple[EdgeSet, Times, Times
 
 def _read_hetero(data: HeteroData, time_attr: str | None) -> tuple[EdgeSet, Times, Times]:
     node_types, edge_types = data.metadata()
-    num_nodes = {t: data[t].num_nodes for t in node_types}
-    csc = [to_csc(data[t], device="cpu") for t in edge_types]
+    for node_type in (end for edge_type in edge_types for end in edge_type[::2]):
+        if node_type not in node_types:
+            raise ValueError(f"NeighborSampler: data must have the nodes of every edge type, got none of {node_type!r}")
+    num_nodes = {t: checked_num_nodes(f"NeighborSampler: {t!r}", data[t].num_nodes) for t in node_types}
+    csc = [_csc(data[t], num_nodes[t[0]], num_nodes[t[-1]]) for t in edge_types]
     node_time = {t: data[t][time_attr] for t in node_types if time_attr and time_attr in data[t]}
     edge_time = {t: data[t][time_attr] for t in edge_types if time_attr and time_attr in data[t]}
     return EdgeSet(node_types, edge_types, num_nodes, csc, [], []), node_time, edge_time
@@ -95,6 +107,34 @@ def _read_stores(features: Any, graph: Any, time_attr: str | None) -> tuple[Edge
     edges = EdgeSet(node_types, edge_types, num_nodes, csc, [], [])
     node_time = {k: v for k, v in times.items() if k in node_types}
     return edges, node_time, {k: v for k, v in times.items() if k not in node_time}
+
+
+def _csc(store: Any, num_sources: int, num_targets: int) -> tuple[Tensor, Tensor, Tensor | None]:
+    edge_index = store.get("edge_index", None)
+    if edge_index is not None:  # PyG writes behind its memory where a target is out of range
+        name = "NeighborSampler: edge_index"
+        for ends, num_nodes in zip(checked_edge_index(edge_index, name), (num_sources, num_targets)):
+            check_ids(name, ends, num_nodes)
+    rowptr, col, perm = to_csc(store, device="cpu")
+    return rowptr.long(), col, perm
+
+
+def _check_csc(edges: EdgeSet) -> None:
+    for (source, target), (rowptr, col, _) in zip(edges.end_types, edges.csc):
+        if rowptr.numel() != edges.num_nodes[target] + 1:
+            raise ValueError(
+                f"NeighborSampler: edges must have {edges.num_nodes[target]} targets, got {rowptr.numel() - 1}"
+            )
+        check_rows(rowptr, col.numel())
+        check_ids("NeighborSampler: edge_index", col, edges.num_nodes[source])
+
+
+def _check_values(argument: str, values: Tensor, count: int, owner: str, *, integers: bool = False) -> None:
+    if values.shape != (count,) or (integers and (values.is_floating_point() or values.dtype == torch.bool)):
+        raise ValueError(
+            f"NeighborSampler: {argument} must name {'an integer' if integers else 'a number'} per {owner}, [{count}], "
+            f"got {list(values.shape)} of {values.dtype}"
+        )
 
 
 def _whole_tensor(features: Any, attr: Any) -> Tensor:
@@ -120,6 +160,8 @@ def _weights(edges: EdgeSet, data: Any, weight_attr: str | None) -> list[Tensor 
     weights: list[Tensor | None] = []
     for edge_type, (_, col, perm) in zip(edges.edge_types, edges.csc):
         weight = _named_weight(data, edge_type, weight_attr)
+        if weight is not None:
+            _check_values("weight_attr", weight, col.numel(), "edge")
         weights.append(torch.ones(col.numel()) if weight is None else _in_csc_order(weight, perm))
     return weights
 

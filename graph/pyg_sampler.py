@@ -23,7 +23,7 @@ from torch_geometric.sampler.neighbor_sampler import edge_sample, node_sample
 
 from gossamer.graph.induced import induced_edges
 from gossamer.graph.pyg_edges import EdgeSet, read_edges
-from gossamer.graph.sampling import TEMPORAL, check_fanout
+from gossamer.graph.sampling import TEMPORAL, check_fanout, check_seeds, check_window
 from gossamer.graph.sampling_index import RawSample, SamplingIndex, prepare_relation
 
 __all__ = ["NeighborSampler"]
@@ -48,7 +48,8 @@ class NeighborSampler(BaseSampler):
         time_attr: name of the times of nodes or of edges, integers; of both, an edge is there when it and its source
             are.
         weight_attr: name of the edge weights.
-        window: largest difference between the time of a seed and that of its edges.
+        window: largest difference between the time of a seed and that of its edges. Edge types without times are not
+            limited by times.
         seed: random seed.
     """
 
@@ -56,7 +57,7 @@ class NeighborSampler(BaseSampler):
         self,
         data: Any,
         num_neighbors: Any,
-        subgraph_type: str = "directional",
+        subgraph_type: SubgraphType | str = "directional",
         replace: bool = False,
         disjoint: bool = False,
         temporal_strategy: str = "uniform",
@@ -68,12 +69,18 @@ class NeighborSampler(BaseSampler):
     ) -> None:
         if temporal_strategy not in TEMPORAL:
             raise ValueError(f"NeighborSampler: temporal_strategy must be one of {TEMPORAL}, got {temporal_strategy!r}")
+        if replace and temporal_strategy == "last":
+            raise ValueError("NeighborSampler: replace must be False for temporal_strategy='last', got True")
+        if subgraph_type not in (types := [kind.value for kind in SubgraphType]):
+            raise ValueError(f"NeighborSampler: subgraph_type must be one of {types}, got {subgraph_type!r}")
+        if window is not None:
+            check_window("NeighborSampler", window)
         edges = read_edges(data, time_attr, weight_attr)
         self.is_hetero = edges.is_hetero
         self.node_types, self.edge_types = edges.node_types, edges.edge_types
         self.node_time = edges.node_time
         self.is_temporal = time_attr is not None
-        self.index = _prepare(edges, self.is_temporal)
+        self.index = _prepare(edges)
         self.num_neighbors = num_neighbors
         self.subgraph_type = SubgraphType(subgraph_type)
         self.replace = replace
@@ -142,7 +149,8 @@ class NeighborSampler(BaseSampler):
         by_type = seeds if self.is_hetero else {None: seeds}
         times = seed_time if self.is_hetero or seed_time is None else {None: seed_time}
         none = torch.empty(0, dtype=torch.int64)
-        seeds = [by_type.get(t, none).to(torch.int64).contiguous() for t in self.node_types]
+        sizes = zip(self.node_types, self.index.num_nodes)
+        seeds = [check_seeds("NeighborSampler", by_type.get(t, none), num_nodes) for t, num_nodes in sizes]
         times = self._seed_times(seeds, times) if self.is_temporal else None
         raw = self.index.sample(
             seeds,
@@ -167,7 +175,7 @@ class NeighborSampler(BaseSampler):
             if nodes.numel() == 0:
                 result.append(nodes)
             elif times is not None:
-                result.append(times[node_type].to(torch.int64).contiguous())
+                result.append(_checked_times(times[node_type], nodes))
             else:
                 time = self.node_time.get(node_type) if self.is_hetero else self.node_time
                 if time is None:
@@ -199,14 +207,20 @@ class NeighborSampler(BaseSampler):
         return f"NeighborSampler(num_neighbors={self.num_neighbors}, seed={self.seed})"
 
 
-def _prepare(edges: EdgeSet, is_temporal: bool) -> SamplingIndex:
+def _checked_times(times: Tensor, seeds: Tensor) -> Tensor:
+    if times.shape != seeds.shape or times.is_floating_point():
+        raise ValueError(
+            f"NeighborSampler: input_time must be one integer per seed, got {list(times.shape)} of {times.dtype}"
+        )
+    return times.to(torch.int64).contiguous()
+
+
+def _prepare(edges: EdgeSet) -> SamplingIndex:
     number = {node_type: i for i, node_type in enumerate(edges.node_types)}
     relations = []
     for (source, target), (rowptr, col, perm), time, weight in zip(
         edges.end_types, edges.csc, edges.time, edges.weight
     ):
-        if is_temporal and time is None:
-            time = torch.full_like(col, torch.iinfo(torch.int64).min, dtype=torch.int64)  # always visible
         relations.append(
             prepare_relation(
                 rowptr,

@@ -15,7 +15,7 @@ from gossamer.graph.csr import CSR, _col_dtype, _count_rows
 from gossamer.graph.sampling_device import Rules, sample_on_device
 from gossamer.graph.sampling_index import SamplingIndex, _signed, prepare_relation
 
-__all__ = ["SampledSubgraph", "check_fanout", "check_seeds", "neighbor_sample"]
+__all__ = ["SampledSubgraph", "check_fanout", "check_seeds", "check_window", "neighbor_sample"]
 
 TEMPORAL = ("uniform", "last", "recency")
 
@@ -45,6 +45,8 @@ class SampledSubgraph:
     def to_csr(self, num_hops: int | None = None) -> CSR:
         """The first num_hops hops (None: all) as a graph of the local ids, whose edges are the first of this one."""
         hops = len(self.num_sampled_edges) if num_hops is None else num_hops
+        if hops < 0:
+            raise ValueError(f"SampledSubgraph.to_csr: num_hops must be at least 0, got {num_hops}")
         num_nodes = sum(self.num_sampled_nodes[: hops + 1])
         num_edges = sum(self.num_sampled_edges[:hops])
         rowptr = _count_rows(self.col[:num_edges], num_nodes)
@@ -84,8 +86,9 @@ def neighbor_sample(
             node's edges in (0, 1), rounded up.
         seed: random seed.
         replace: draw with replacement; a node with edges then always gets its full fan-out.
-        weighted: choose edges in proportion to ``graph.weight`` (finite, not negative) instead of equally; without
-            replacement one after the other, each in proportion among those left. Edges of weight 0 are never chosen.
+        weighted: choose edges in proportion to ``graph.weight`` (finite, not negative, read as float32) instead of
+            equally; without replacement one after the other, each in proportion among those left. Edges of weight 0 are
+            never chosen.
         seed_time: [num_seeds], integers, where the seeds are; the tree of a seed has no edge with a later time. Implies
             disjoint trees.
         temporal: how to choose among the edges in time: ``uniform``; ``last``, the latest; ``recency``, in proportion
@@ -161,8 +164,13 @@ def _check_choice(
         raise ValueError("neighbor_sample: seed_time must be given for temporal, window and node_time, got None")
     if replace and temporal == "last":
         raise ValueError("neighbor_sample: replace must be False for temporal='last', got True")
-    if window is not None and window < 0:
-        raise ValueError(f"neighbor_sample: window must be at least 0, got {window}")
+    if window is not None:
+        check_window("neighbor_sample", window)
+
+
+def check_window(function: str, window: int) -> None:
+    if not 0 <= window < 1 << 63:
+        raise ValueError(f"{function}: window must be in [0, 2^63), got {window}")
 
 
 def _check_device(graph: CSR, seeds: Tensor) -> None:

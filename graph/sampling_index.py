@@ -23,6 +23,7 @@ class Relation:
         edge_ids: [num_edges], int32 or int64, the caller's number of each edge; None where that is its position.
         weight: [num_edges], float32, with ``alias`` [2, num_edges], int32 (AliasTable of laws.h).
         time: [num_edges], int64, ascending within each row; with weights also ``cumulative`` [num_edges], float64.
+            None beside other relations with times: always visible.
         source_type, target_type: numbers of the node types.
     """
 
@@ -147,8 +148,8 @@ class SamplingIndex:
             [r.col for r in self.relations],
             self._column("weight"),
             self._column("alias"),
-            self._column("cumulative"),
-            self._column("time") if seed_time is not None else [],
+            self._timed_column("cumulative", torch.float64),
+            self._timed_column("time", torch.int64) if seed_time is not None else [],
             [r.source_type for r in self.relations],
             [r.target_type for r in self.relations],
             list(self.num_nodes),
@@ -177,6 +178,13 @@ class SamplingIndex:
         """One tensor per relation, or none where the relations have none."""
         columns = [getattr(relation, name) for relation in self.relations]
         return [] if any(column is None for column in columns) else columns
+
+    def _timed_column(self, name: str, dtype: torch.dtype) -> list[Tensor]:
+        """One tensor per relation, an empty one where a relation has no times; or none where no relation has."""
+        columns = [getattr(relation, name) for relation in self.relations]
+        if all(column is None for column in columns):
+            return []
+        return [torch.empty(0, dtype=dtype) if column is None else column for column in columns]
 
     def _unpack(self, out: Any, disjoint: bool) -> RawSample:
         nodes, batches, edges = [], [], []

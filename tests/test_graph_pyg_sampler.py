@@ -112,6 +112,27 @@ def test_times_of_nodes_and_of_edges_hold_jointly():
         next(iter(NodeLoader(data, NeighborSampler(data, [-1], time_attr="time"), seeds)))
 
 
+@pytest.mark.parametrize("options", [{}, {"subgraph_type": "induced"}, {"weight_attr": "weight"}])
+def test_edge_types_without_times_have_no_window(options):
+    data = HeteroData()
+    data["user"].num_nodes, data["item"].num_nodes = 2, 1
+    data["user", "buys", "item"].edge_index = torch.tensor([[0, 1], [0, 0]])
+    data["user", "buys", "item"].update({"when": torch.tensor([1, 9]), "weight": torch.ones(2)})
+    data["item", "by", "user"].edge_index = torch.tensor([[0], [1]])
+    sampler = NeighborSampler(data, [2, 2], time_attr="when", window=3, **options)
+    batch = next(iter(NodeLoader(data, sampler, ("item", torch.tensor([0])), input_time=torch.tensor([10]))))
+    assert batch["user", "buys", "item"].e_id.tolist()[:1] == [1]
+    assert batch["item", "by", "user"].e_id.tolist() == [0]
+
+
+def test_int32_edges():
+    data = homogeneous()
+    narrow = Data(edge_index=data.edge_index.int(), num_nodes=100)
+    inputs = NodeSamplerInput(input_id=torch.arange(5), node=torch.arange(5))
+    ours, theirs = (NeighborSampler(d, [4, 3]).sample_from_nodes(inputs) for d in (narrow, data))
+    assert torch.equal(ours.edge, theirs.edge)
+
+
 def test_induced_with_times_works():
     """pytorch_geometric#10566: an error for every induced subgraph with a time attribute."""
     ends = torch.tensor([[0, 1, 1, 2, 2, 3, 3, 4], [1, 0, 2, 1, 3, 2, 4, 3]])
@@ -240,3 +261,34 @@ def test_wrong_arguments():
         NeighborSampler(data.edge_index, [1])
     with pytest.raises(ValueError, match="NeighborSampler: input_time must be given for edge times, got None"):
         next(iter(NodeLoader(data, NeighborSampler(data, [1], time_attr="edge_time"), torch.arange(4))))
+    for seeds in (torch.tensor([100]), torch.tensor([-1])):  # were read behind the tables
+        with pytest.raises(ValueError, match=r"NeighborSampler: seeds must be in \[0, 100\), got"):
+            next(iter(NodeLoader(data, NeighborSampler(data, [1]), seeds)))
+    loader = NodeLoader(data, NeighborSampler(data, [1], time_attr="time"), torch.tensor([4]), torch.tensor([0.5]))
+    with pytest.raises(ValueError, match="NeighborSampler: input_time must be one integer per seed, got"):
+        next(iter(loader))
+
+
+WRONG = [
+    pytest.param({"edge_index": torch.tensor([[0, 1], [1, 2]])}, {}, "edge_index must hold node ids in",
+                 id="target"),
+    pytest.param({"edge_index": torch.tensor([[0, 5], [1, 1]])}, {}, "edge_index must hold node ids in",
+                 id="source"),
+    pytest.param({"edge_time": torch.rand(2)}, {"time_attr": "edge_time"},
+                 r"time_attr must name an integer per .*, \[2\], got \[2\] of torch.float32", id="fractions of times"),
+    pytest.param({"edge_time": torch.arange(3)}, {"time_attr": "edge_time"}, "time_attr must name an integer per",
+                 id="too many times"),
+    pytest.param({"w": torch.rand(2, 2)}, {"weight_attr": "w"}, r"weight_attr must name a number per edge, \[2\]",
+                 id="weights"),
+    pytest.param({}, {"window": -1}, r"window must be in \[0, 2\^63\), got -1", id="window"),
+    pytest.param({}, {"subgraph_type": "all"}, "subgraph_type must be one of .*, got 'all'", id="subgraph type"),
+    pytest.param({}, {"replace": True, "temporal_strategy": "last"}, "replace must be False", id="last, replaced"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("content", "options", "message"), WRONG)
+def test_wrong_data(content, options, message):
+    """PyG writes behind its memory where a target is no node."""
+    data = Data(**{"edge_index": torch.tensor([[0, 1], [1, 0]]), "num_nodes": 2, **content})
+    with pytest.raises(ValueError, match=f"NeighborSampler: {message}"):
+        NeighborSampler(data, [1], **options)

@@ -176,8 +176,11 @@ WRONG = [
     pytest.param({"temporal": "newest"}, ValueError, "temporal must be uniform, last or recency", id="temporal"),
     pytest.param({"temporal": "last"}, ValueError, "seed_time must be given", id="no seed time"),
     pytest.param({"seed_time": torch.tensor([1])}, ValueError, "seed_time must be one integer per seed", id="times"),
-    pytest.param({"window": 3}, ValueError, "seed_time must be given", id="window"),
-    pytest.param({"seed_time": torch.tensor([1, 2]), "window": -1}, ValueError, "window must be at least 0", id="-1"),
+    pytest.param({"window": 3}, ValueError, "seed_time must be given", id="no times"),
+    pytest.param({"seed_time": torch.tensor([1, 2]), "window": -1}, ValueError,
+                 r"window must be in \[0, 2\^63\), got -1", id="window"),
+    pytest.param({"seed_time": torch.tensor([1, 2]), "window": 2**63}, ValueError,
+                 r"window must be in \[0, 2\^63\), got 9223372036854775808", id="large window"),
     pytest.param({"node_time": torch.tensor([1]), "seed_time": torch.tensor([1, 2])}, ValueError, "node_time must be",
                  id="node time"),
 ]  # fmt: skip

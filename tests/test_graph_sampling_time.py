@@ -90,3 +90,10 @@ def test_long_rows_with_edge_times_are_sampled():
     assert bool((out.edge < 100).all())
     counts = torch.bincount(out.edge, minlength=100).double()
     assert float(((counts - 200) ** 2 / 200).sum()) < chi_square_bound(99)
+
+
+def test_the_earliest_times_have_windows_too():
+    """time - window is no 64-bit number here."""
+    graph = CSR.from_edge_index(torch.tensor([[1, 2], [0, 0]]), 3, time=torch.tensor([-(2**63), 5 - 2**63]))
+    out = neighbor_sample(graph, torch.tensor([0, 0]), [-1], seed=0, seed_time=graph.time, window=9)
+    assert out.edge.tolist() == [0, 0, 1]

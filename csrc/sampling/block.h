@@ -101,7 +101,7 @@ bool sample_block(const Request& request, const Relation& relation, RowSampler& 
   const auto [full, rows] = sampler.room(num_targets);
   for_each_row(relation, targets, num_targets, [&](int64_t i, Row row) {
     full[i] = row;
-    if (origin.has_times() && row.size() > 0) {  // where visible() looks first
+    if (origin.has_times() && relation.time && row.size() > 0) {  // where visible() looks first
       __builtin_prefetch(relation.time + row.end - 1);
       __builtin_prefetch(relation.time + row.begin + row.size() / 2);
     }

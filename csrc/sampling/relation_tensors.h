@@ -63,7 +63,7 @@ inline AliasTable alias_table_of(const Tensor& tensor, const Tensor& col, const 
   return {first, first + tensor.stride(0), tensor.stride(1)};
 }
 
-// What an edge type may have beside rows and columns.
+// What an edge type may have beside rows and columns; empty times are none.
 struct EdgeTensors {
   const Tensor *weight = nullptr, *alias = nullptr, *cumulative = nullptr, *time = nullptr, *edge_ids = nullptr;
 };
@@ -74,8 +74,10 @@ inline Relation relation_of(const Tensor& rowptr, const Tensor& col, const EdgeT
   relation.col = edge_numbers(col, function);
   if (edges.weight) relation.weight = edge_data<float>(*edges.weight, col, function);
   if (edges.alias) relation.alias = alias_table_of(*edges.alias, col, function);
-  if (edges.cumulative) relation.cumulative = edge_data<double>(*edges.cumulative, col, function);
-  if (edges.time) relation.time = edge_data<int64_t>(*edges.time, col, function);
+  if (edges.time && edges.time->numel() > 0) {
+    relation.time = edge_data<int64_t>(*edges.time, col, function);
+    if (edges.cumulative) relation.cumulative = edge_data<double>(*edges.cumulative, col, function);
+  }
   if (edges.edge_ids) {
     GOSSAMER_CHECK(edges.edge_ids->numel() == col.numel(), function, ": edge_ids must have one entry per edge");
     relation.edge_ids = edge_numbers(*edges.edge_ids, function);
