@@ -14,11 +14,12 @@ from gossamer.graph.batch_layout import layout_of
 from gossamer.graph.csr import CSR
 from gossamer.graph.loader_source import BatchSource, Plan, SampledBatch, unpack
 from gossamer.graph.loader_worker import Worker
-from gossamer.graph.sampling import check_fanout, check_seeds
+from gossamer.graph.sampling import check_fanout, check_seeds, neighbor_sample
 
 __all__ = ["LoaderProgress", "SampleLoader"]
 
 _SMALLEST_SLOT = 1 << 17  # room for the report of an error
+_START_METHODS = ("fork", "spawn", "forkserver")
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,7 @@ class SampleLoader:
     Raises:
         ValueError: if an argument is out of its range.
         RuntimeError: while iterating, if a batch cannot be made, with the worker's traceback; if one batch kills its
-            worker again and again; if a newer ``for`` loop has taken over.
+            worker again and again; if a newer ``for`` loop has taken over, or the loader was closed.
 
     Source: LiGNN (Borisyuk et al. 2024), section on the shared-memory queue.
     """
@@ -95,13 +96,24 @@ class SampleLoader:
             raise ValueError(f"SampleLoader: num_workers must be at least 0, got {num_workers}")
         if not 0 <= rank < world_size:
             raise ValueError(f"SampleLoader: rank must be in [0, {world_size}), got {rank}")
+        if start_method not in _START_METHODS:
+            raise ValueError(f"SampleLoader: start_method must be one of {_START_METHODS}, got {start_method!r}")
         if threads > 1 and start_method == "fork":
             raise ValueError(f"SampleLoader: threads must be 1 for start_method='fork', got {threads}")
+        seeds = check_seeds("SampleLoader", seeds, graph.num_nodes)
+        if seed_time is not None and seed_time.shape != seeds.shape:
+            raise ValueError(
+                f"SampleLoader: seed_time must be one integer for each of {seeds.numel()} seeds, "
+                f"got {list(seed_time.shape)}"
+            )
+        self.fanouts = fanouts
+        neighbor_sample(  # of no seeds: what it refuses is refused now, not in a worker
+            graph, seeds[:0], self.fanouts, seed=seed, seed_time=None if seed_time is None else seed_time[:0], **options
+        )
         self._source = BatchSource(
-            graph, check_seeds("SampleLoader", seeds, graph.num_nodes), batch_size, seed, shuffle, rank, world_size,
+            graph, seeds, batch_size, seed, shuffle, rank, world_size,
             options, seed_time, _checked_features(features or {}, graph.num_nodes), transform,
         )  # fmt: skip
-        self.fanouts = fanouts
         self.num_workers = num_workers
         self._worker_options = (prefetch + 1, threads, start_method)
         self._workers: list[Worker] = []
@@ -155,11 +167,15 @@ class SampleLoader:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on where ``state_dict`` was taken; the number of workers may differ."""
+        if missing := {"epoch", "batch", "fanouts", "made_with"} - state.keys():
+            raise ValueError(f"SampleLoader.load_state_dict: state must hold {sorted(missing)}, got {sorted(state)}")
         if state["made_with"] != self._made_with():
             raise ValueError(
                 f"SampleLoader.load_state_dict: state must be that of a loader with {self._made_with()}, "
                 f"got {state['made_with']}"
             )
+        if not 0 <= state["batch"] <= len(self):
+            raise ValueError(f"SampleLoader.load_state_dict: batch must be in [0, {len(self)}], got {state['batch']}")
         self.fanouts = state["fanouts"]
         self._epoch, self._next = state["epoch"], state["batch"]
         self._first = self._next
@@ -201,6 +217,8 @@ class SampleLoader:
     def _take(self, plan: Plan, index: int) -> dict[str, Tensor]:
         if not self.num_workers:
             return self._source.make(plan, index)
+        if not self._workers:
+            raise RuntimeError("SampleLoader: the loader must be open until its loop ends, got one that was closed")
         return self._workers[index % self.num_workers].get(index)
 
 
@@ -217,6 +235,8 @@ def _check_counts(**counts: int) -> None:
 
 def _checked_features(features: Mapping[str, Tensor], num_nodes: int) -> dict[str, Tensor]:
     for name, rows in features.items():
+        if not isinstance(rows, Tensor):
+            raise TypeError(f"SampleLoader: features[{name!r}] must be a tensor, got {type(rows).__name__}")
         if rows.dim() == 0 or rows.shape[0] != num_nodes or rows.device.type != "cpu":
             raise ValueError(
                 f"SampleLoader: features[{name!r}] must be [{num_nodes}, ...] on the CPU, "

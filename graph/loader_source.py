@@ -90,7 +90,7 @@ class BatchSource:
             shown = {name.removeprefix("x:"): t for name, t in batch.items() if not name.startswith("_")}
             shown |= {"seed_index": batch["_seed_index"], "epoch": torch.tensor(plan.epoch)}
             shown["fanouts"] = torch.tensor(plan.fanouts, dtype=torch.float64)
-            batch |= {f"x:{name}": tensor for name, tensor in self.transform(shown).items()}
+            batch |= {f"x:{name}": tensor for name, tensor in _checked(self.transform(shown)).items()}
         return batch
 
     def _epoch_order(self, epoch: int) -> Tensor:
@@ -102,6 +102,16 @@ class BatchSource:
                 order = torch.arange(self.seeds.numel())
             self._order = (epoch, order)
         return self._order[1]
+
+
+def _checked(made: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """What a transform returned."""
+    if not isinstance(made, Mapping):
+        raise TypeError(f"SampleLoader: transform must return tensors by name, got {type(made).__name__}")
+    for name, tensor in made.items():
+        if not isinstance(tensor, Tensor):
+            raise TypeError(f"SampleLoader: transform must return tensors, got {type(tensor).__name__} for {name!r}")
+    return made
 
 
 def unpack(batch: Batch) -> SampledBatch:

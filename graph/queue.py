@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from multiprocessing import reduction
 from pathlib import Path
@@ -107,7 +107,7 @@ class SharedMemoryQueue:
 
         Raises:
             ValueError: if the batch is larger than a slot.
-            TypeError: if a tensor is not dense or not on the CPU.
+            TypeError: if a name is no string, or a tensor is not dense, is quantized or not on the CPU.
             TimeoutError: if no slot became free in time.
             EOFError: if the queue is closed, or its creator has ended and no slot is free.
         """
@@ -137,7 +137,7 @@ class SharedMemoryQueue:
             tensors: dtype and shape by name.
             timeout: as for ``put``, which also names the errors.
         """
-        layout = place(tuple((name, dtype, tuple(shape)) for name, (dtype, shape) in tensors.items()))
+        layout = place(tuple(_described(name, *described) for name, described in tensors.items()))
         self._check_size(layout)
         outcome, slot = self._segment.claim(_seconds("write", timeout))
         if slot is None:
@@ -238,10 +238,29 @@ def _seconds(function: str, timeout: float | None) -> float:
     return timeout
 
 
+def _check_name(function: str, name: str) -> None:
+    if not isinstance(name, str):
+        raise TypeError(f"SharedMemoryQueue.{function}: names must be strings, got {name!r}")
+
+
+def _described(name: str, dtype: torch.dtype, shape: Sequence[int]) -> tuple[str, torch.dtype, tuple[int, ...]]:
+    """What ``write`` is asked for, checked."""
+    _check_name("write", name)
+    if not isinstance(dtype, torch.dtype) or not all(isinstance(size, int) and size >= 0 for size in shape):
+        raise ValueError(
+            f"SharedMemoryQueue.write: tensors[{name!r}] must be a dtype and sizes of at least 0, "
+            f"got {dtype!r} and {shape}"
+        )
+    return name, dtype, tuple(shape)
+
+
 def _checked(name: str, tensor: Tensor) -> Tensor:
+    _check_name("put", name)
     if not isinstance(tensor, Tensor) or tensor.layout is not torch.strided or not tensor.is_cpu:
         got = f"{tensor.layout} on {tensor.device}" if isinstance(tensor, Tensor) else type(tensor).__name__
         raise TypeError(f"SharedMemoryQueue.put: batch[{name!r}] must be a dense tensor on the CPU, got {got}")
+    if tensor.is_quantized:  # its bytes say nothing without their scale
+        raise TypeError(f"SharedMemoryQueue.put: batch[{name!r}] must not be quantized, got {tensor.dtype}")
     if tensor.is_conj() or tensor.is_neg():
         tensor = tensor.resolve_conj().resolve_neg()
     return tensor if tensor.is_contiguous() else tensor.contiguous()

@@ -229,6 +229,9 @@ WRONG = [
     pytest.param({"threads": 2}, "threads must be 1 for start_method='fork', got 2", id="threads"),
     pytest.param({"fanouts": [0]}, "fanouts must be -1, in ", id="fan-out"),
     pytest.param({"features": {"x": torch.ones(3)}}, r"features\['x'\] must be \[300, ...\]", id="features"),
+    pytest.param({"start_method": "threads"}, "start_method must be one of .*, got 'threads'", id="start method"),
+    pytest.param({"seed_time": torch.zeros(3)}, r"seed_time must be one integer for each of 250 seeds", id="times"),
+    pytest.param({"temporal": "last"}, "seed_time must be given for temporal, window and node_time", id="no times"),
 ]
 
 
@@ -236,3 +239,27 @@ WRONG = [
 def test_wrong_arguments(options, message):
     with pytest.raises(ValueError, match=message):
         loader(**options)
+
+
+def test_options_and_states_that_are_none_are_refused():
+    with pytest.raises(TypeError, match="unexpected keyword argument 'weigthed'"):
+        loader(weigthed=True)
+    with pytest.raises(TypeError, match="SampleLoader: transform must return tensors, got int for 'y'"):
+        next(iter(loader(transform=lambda batch: {"y": 3})))
+    for change, message in (
+        ({"batch": 99}, r"batch must be in \[0, 8\], got 99"),
+        ({"epoch": None}, "state must hold"),
+    ):
+        state = {name: v for name, v in (loader().state_dict() | change).items() if v is not None}
+        with pytest.raises(ValueError, match=f"SampleLoader.load_state_dict: {message}"):
+            loader().load_state_dict(state)
+
+
+@pytest.mark.launch
+def test_a_closed_loader_ends_its_loop():
+    batches = loader(num_workers=1)
+    loop = iter(batches)
+    next(loop)
+    batches.close()
+    with pytest.raises(RuntimeError, match="the loader must be open until its loop ends"):
+        next(loop)

@@ -123,6 +123,16 @@ WRONG = [
         lambda: SharedMemoryQueue(1, 640).put({"x": torch.ones(2, 2).to_sparse()}), TypeError, "got torch.sparse_coo",
         id="sparse",
     ),
+    pytest.param(
+        lambda: SharedMemoryQueue(1, 640).put({"x": torch.quantize_per_tensor(torch.ones(2), 0.1, 0, torch.quint8)}),
+        TypeError, "must not be quantized, got torch.quint8", id="quantized",
+        marks=pytest.mark.filterwarnings("ignore:.*quantize"),
+    ),
+    pytest.param(lambda: SharedMemoryQueue(1, 640).put({(1,): torch.ones(2)}), TypeError, "names must be", id="names"),
+    pytest.param(
+        lambda: SharedMemoryQueue(1, 640).write({"x": (torch.float32, (-3,))}).__enter__(), ValueError,
+        r"tensors\['x'\] must be a dtype and sizes of at least 0, got torch.float32 and \(-3,\)", id="sizes",
+    ),
     pytest.param(lambda: SharedMemoryQueue(1, 64).get(timeout=-1), ValueError, "timeout must be None or at", id="time"),
 ]  # fmt: skip
 
