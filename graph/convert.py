@@ -66,6 +66,8 @@ def convert(
         ValueError: if an input holds something else; the message names the file and the line or row.
         ImportError: if a package that an input needs is missing.
     """
+    if isinstance(inputs, (str, os.PathLike)):
+        raise TypeError(f"convert: inputs must be a sequence of paths, got {type(inputs).__name__}")
     paths, output = [Path(path) for path in inputs], Path(output)
     if not paths:
         raise ValueError("convert: inputs must be at least one file, got none")

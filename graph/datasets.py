@@ -233,23 +233,23 @@ def _read_npz(path: Path) -> dict[str, Any]:
     return {"graph": undirected, "x": arrays["node_features"], "y": arrays["node_labels"], **masks}
 
 
-def read_torch(path: Path, *, mmap: bool = False) -> dict[str, Any]:
+def read_torch(path: Path, *, function: str = "load_dataset", mmap: bool = False) -> dict[str, Any]:
     """A dictionary of tensors, a PyG Data, or what PyG's InMemoryDataset writes to processed/data.pt."""
     try:
         with torch.serialization.safe_globals(_pyg_classes()):
             value = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except Exception as error:  # a damaged file raises anything
         raise ValueError(
-            f"load_dataset: {path} must load without executing code (a PyG Data or a dictionary of tensors), "
+            f"{function}: {path} must load without executing code (a PyG Data or a dictionary of tensors), "
             f"got {type(error).__name__} {str(error).partition('.')[0]}"
         ) from error
     if isinstance(value, tuple) and value:
         if len(value) > 1 and value[1]:
-            raise ValueError(f"load_dataset: {path} must hold one graph, got a collection of them")
+            raise ValueError(f"{function}: {path} must hold one graph, got a collection of them")
         value = value[0]
     value = value.to_dict() if hasattr(value, "to_dict") else value
     if not isinstance(value, dict):
-        raise ValueError(f"load_dataset: {path} must hold a PyG Data or a dictionary, got {type(value).__name__}")
+        raise ValueError(f"{function}: {path} must hold a PyG Data or a dictionary, got {type(value).__name__}")
     return value
 
 

@@ -5,6 +5,9 @@ Every reader checks what it reads and says where an error stands: the line of a 
 
 from __future__ import annotations
 
+import codecs
+import contextlib
+import csv
 import io
 import re
 import warnings
@@ -91,7 +94,9 @@ class _TextLayout(NamedTuple):
 
 def _text_layout(path: Path, file: Any, columns: Columns) -> tuple[_TextLayout, int]:
     """Delimiter and positions, from the first line that is not a comment; leaves the file at the first edge."""
-    line, start = 1, 0
+    if file.read(len(codecs.BOM_UTF8)) != codecs.BOM_UTF8:
+        file.seek(0)
+    line, start = 1, file.tell()
     while raw := file.readline(_MAX_LINE):
         text = _decoded(path, raw, line).split("#")[0].strip()
         if text:
@@ -100,12 +105,21 @@ def _text_layout(path: Path, file: Any, columns: Columns) -> tuple[_TextLayout, 
     else:
         return _TextLayout(None, {name: i for i, name in enumerate(columns.used())}), line
     delimiter = next((d for d in _DELIMITERS if d in text), None)
-    fields = [field.strip().strip('"') for field in text.split(delimiter)]
+    fields = _fields(text, delimiter)
     is_header = not any(_is_number(field) for field in fields)
     positions = {name: _position(f"{path}:{line}", value, fields, is_header) for name, value in columns.used().items()}
     if not is_header:
         file.seek(start)
     return _TextLayout(delimiter, positions), line + is_header
+
+
+def _fields(text: str, delimiter: str | None) -> list[str]:
+    """The fields of a line; a delimiter within quotes does not count."""
+    fields = text.split(delimiter)
+    if delimiter is not None and '"' in text:
+        with contextlib.suppress(csv.Error):  # a field of more than 128 KiB
+            fields = next(csv.reader([text], delimiter=delimiter, skipinitialspace=True))
+    return [field.strip().strip('"') for field in fields]
 
 
 def _decoded(path: Path, raw: bytes, line: int) -> str:
@@ -158,7 +172,7 @@ def _explain(path: Path, block: bytes, line: int, layout: _TextLayout, limit: in
         text = _decoded(path, raw, number).split("#")[0].strip()
         if not text:
             continue
-        fields = [field.strip().strip('"') for field in text.split(layout.delimiter)]
+        fields = _fields(text, layout.delimiter)
         for name, position in layout.positions.items():
             if position >= len(fields):
                 raise _bad(f"{path}:{number}", f"have {max(layout.positions.values()) + 1} columns", repr(text))
@@ -229,6 +243,9 @@ def _read_parquet(path: Path, columns: Columns, chunk_edges: int, limit: int) ->
         raise _bad(str(path), "be a Parquet file", error) from None
     fields, row, total = file.schema_arrow.names, 0, max(file.metadata.num_rows, 1)
     names = {name: fields[_position(str(path), value, fields, True)] for name, value in columns.used().items()}
+    for field in names.values():
+        if fields.count(field) > 1:
+            raise _bad(str(path), f"have one column {field!r}", fields.count(field))
     batches = file.iter_batches(chunk_edges, columns=list(dict.fromkeys(names.values())), use_threads=False)
     while (batch := _next_batch(path, batches, pyarrow.ArrowException)) is not None:
         values = {}
@@ -324,7 +341,7 @@ def _read_torch(path: Path, columns: Columns, chunk_edges: int, limit: int) -> I
     """A PyG Data or a dictionary with edge_index; the tensors stay mapped, so that only chunks are in memory."""
     from gossamer.graph.datasets import read_torch
 
-    data = read_torch(path, mmap=True)
+    data = read_torch(path, function="convert", mmap=True)
     edge_index = data.get("edge_index")
     if not isinstance(edge_index, torch.Tensor) or edge_index.dim() != 2 or edge_index.shape[0] != 2:
         raise _bad(str(path), "hold edge_index [2, E]", _shape(edge_index))

@@ -110,6 +110,14 @@ def test_no_edges(text, tmp_path):
     assert (graph.num_nodes, graph.num_edges) == (4, 0)
 
 
+@pytest.mark.parametrize("text", ["\ufefffrom,to\n3,1\n0,2\n", '"a,b",from,to\n"c,d",3,1\n"",0,2\n'])
+def test_marks_of_byte_order_and_quoted_commas(text, tmp_path):
+    (tmp_path / "edges.csv").write_bytes(text.encode())
+    convert([tmp_path / "edges.csv"], tmp_path / "graph", source="from", target="to")
+    graph = CSR.open(tmp_path / "graph")
+    assert graph.to_edge_index().tolist() == [[3, 0], [1, 2]]
+
+
 BAD_TEXT = [
     pytest.param("0,1\n1,x\n", ":2 must have an integer as target, got 'x'", id="no number"),
     pytest.param("0,1\n\n# c\n1,2.5\n", ":4 must have an integer as target, got '2.5'", id="fraction"),
@@ -231,3 +239,13 @@ def test_compressed_files_keep_no_weights_and_times(edges, tmp_path, capsys):
     assert main([str(tmp_path / "edges.csv"), str(tmp_path / "small"), "--compressed", "--time", "t"]) == 2
     assert "convert: weight and time must be None for compressed graphs" in capsys.readouterr().err
     assert not (tmp_path / "small").exists()
+
+
+def test_what_is_no_list_of_files_with_one_column_of_a_name(tmp_path):
+    with pytest.raises(TypeError, match="convert: inputs must be a sequence of paths, got str"):
+        convert("edges.csv", tmp_path / "graph")
+    pyarrow = pytest.importorskip("pyarrow")
+    table = pyarrow.Table.from_arrays([pyarrow.array([1]), pyarrow.array([2])], names=["a", "a"])
+    importlib.import_module("pyarrow.parquet").write_table(table, tmp_path / "twice.parquet")
+    with pytest.raises(ValueError, match=r"convert: .*twice.parquet must have one column 'a', got 2"):
+        convert([tmp_path / "twice.parquet"], tmp_path / "graph")
