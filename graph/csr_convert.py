@@ -114,6 +114,14 @@ def graph_of(transform: str, data: Any, weight: Tensor | None = None) -> CSR:
     return graph
 
 
+def one_graph_of(transform: str, data: Any) -> CSR:
+    """The same for transforms that would mix the graphs of a batch."""
+    graph, batch = graph_of(transform, data), getattr(data, "batch", None)
+    if batch is not None and batch.numel() and bool((batch != batch[0]).any()):
+        raise ValueError(f"{transform}: data must be one graph, got a batch of {batch.unique().numel()}")
+    return graph
+
+
 def check_batch(function: str, data: Any, name: str) -> None:
     """Refuse a batch with an edge from one of its graphs to another; ``name`` is the attribute with the edges."""
     batch = getattr(data, "batch", None)

@@ -99,7 +99,7 @@ def drew_width(
     vectors: int = 0,
     budget: int = 500_000,
 ) -> int:
-    """The width d that solves a d^2 + b d = 0.99 budget, with a the number of d x d matrices.
+    """The width d, at least 1, that solves a d^2 + b d = 0.99 budget, with a the number of d x d matrices.
 
     Args:
         num_layers: number of DRew layers.
@@ -124,4 +124,5 @@ def drew_width(
             raise ValueError(f"drew_width: {name} must be at least {least}, got {value}")
     hops = sum(min(t + 1, max_hops or t + 1) for t in range(num_layers))
     matrices += {"gcn": hops, "gin": hops + num_layers, "gatedgcn": 2 * hops + 2 * num_layers}[conv]
-    return round((math.sqrt(vectors**2 + 4 * matrices * 0.99 * budget) - vectors) / (2 * matrices))
+    width = (math.sqrt(vectors**2 + 4 * matrices * 0.99 * budget) - vectors) / (2 * matrices)
+    return max(round(width), 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import hashlib
 import os
@@ -71,13 +72,14 @@ class KHop:
         if self.cache is None:
             return k_hop(graph, self.max_hops, directed=self.directed, max_pairs=self.max_pairs)
         path = self.cache / f"{self._key(graph)}.shells"
-        try:
-            return load_shells(path)
-        except (FileNotFoundError, ValueError):
-            shells = k_hop(graph, self.max_hops, directed=self.directed, max_pairs=self.max_pairs)
-            self.cache.mkdir(parents=True, exist_ok=True)
-            save_shells(path, shells)
-            return shells
+        with contextlib.suppress(FileNotFoundError, ValueError):
+            shells = load_shells(path)
+            if sum(shell.num_edges for shell in shells) <= self.max_pairs:
+                return shells
+        shells = k_hop(graph, self.max_hops, directed=self.directed, max_pairs=self.max_pairs)
+        self.cache.mkdir(parents=True, exist_ok=True)
+        save_shells(path, shells)
+        return shells
 
     def _key(self, graph: CSR) -> str:
         digest = hashlib.sha256(f"{self!r} {graph.num_nodes}".encode())

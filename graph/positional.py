@@ -11,7 +11,7 @@ from torch import Tensor
 from gossamer._arguments import typed
 from gossamer.graph.aggregate import aggregate
 from gossamer.graph.csr import CSR
-from gossamer.graph.csr_convert import graph_of
+from gossamer.graph.csr_convert import graph_of, one_graph_of
 
 __all__ = ["LaplacianPE", "RandomWalkPE", "laplacian_pe", "random_walk_pe"]
 
@@ -118,7 +118,7 @@ class RandomWalkPE:
 
 
 class LaplacianPE:
-    """Give PyG data ``laplacian_pe``: eigenvectors of its Laplacian, one graph at a time.
+    """Give PyG data ``laplacian_pe``: eigenvectors of its Laplacian, one graph at a time; batches are refused.
 
     Args:
         num_vectors: in [1, 65536].
@@ -131,7 +131,7 @@ class LaplacianPE:
 
     def __call__(self, data: Any) -> Any:
         """A shallow copy of the data with the values [num_nodes, num_vectors]."""
-        graph = graph_of("LaplacianPE", data)
+        graph = one_graph_of("LaplacianPE", data)
         return _with_values(data, laplacian_pe(graph, self.num_vectors), self.attr_name)
 
     def __repr__(self) -> str:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from gossamer._arguments import typed
-from gossamer.graph.csr_convert import graph_of
+from gossamer.graph.csr_convert import graph_of, one_graph_of
 from gossamer.graph.k_hop import k_hop
 from gossamer.graph.rewiring import fosr, sdrf
 
@@ -17,7 +17,7 @@ __all__ = ["FoSR", "SDRF", "TwoHop"]
 
 
 class SDRF:
-    """Rewire PyG data by ``sdrf``: num_iterations edges come where the curvature is least.
+    """Rewire PyG data, one graph at a time, by ``sdrf``: num_iterations edges come where the curvature is least.
 
     The edges that stay keep their order and features; those that come stand behind them in both directions, with zeros
     for features, ones for ``edge_weight`` and 1 for ``edge_type``, which is 0 for the others.
@@ -36,7 +36,11 @@ class SDRF:
     def __call__(self, data: Any) -> Any:
         """A shallow copy of the data with its new edges."""
         added, removed = sdrf(
-            graph_of("SDRF", data), self.num_iterations, tau=self.tau, removal_bound=self.removal_bound, seed=self.seed
+            one_graph_of("SDRF", data),
+            self.num_iterations,
+            tau=self.tau,
+            removal_bound=self.removal_bound,
+            seed=self.seed,
         )
         return _with_edges(data, torch.cat([added, added.flip(0)], 1), removed)
 
@@ -45,7 +49,7 @@ class SDRF:
 
 
 class FoSR:
-    """Rewire PyG data by ``fosr``: num_edges edges come where they widen the spectral gap most.
+    """Rewire PyG data, one graph at a time, by ``fosr``: num_edges edges come where they widen the spectral gap most.
 
     Edges and their features are treated as by SDRF; the paper's relational layers read ``edge_type``.
 
@@ -59,7 +63,7 @@ class FoSR:
 
     def __call__(self, data: Any) -> Any:
         """A shallow copy of the data with its new edges."""
-        graph = graph_of("FoSR", data)
+        graph = one_graph_of("FoSR", data)
         added = fosr(graph, self.num_edges, num_power_iterations=self.num_power_iterations, seed=self.seed)
         return _with_edges(data, torch.cat([added, added.flip(0)], 1))
 

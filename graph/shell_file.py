@@ -30,14 +30,16 @@ def save_shells(path: str | os.PathLike[str], shells: Sequence[CSR]) -> None:
         shells: graphs with equal num_nodes, without weights; at least one.
 
     Raises:
-        ValueError: if there is no shell.
+        ValueError: if there is no shell, or they differ in num_nodes.
     """
     if not shells:
         raise ValueError("save_shells: shells must be at least 1 graph, got 0")
-    sizes = _narrowest(torch.cat([shell.in_degree() for shell in shells]), signed=False)
+    if len(sizes := {shell.num_nodes for shell in shells}) > 1:
+        raise ValueError(f"save_shells: shells must have equal num_nodes, got {sorted(sizes)}")
+    degrees = _narrowest(torch.cat([shell.in_degree() for shell in shells]), signed=False)
     steps = _narrowest(torch.cat([shell.col.long() - shell._rows for shell in shells]), signed=True)
-    counts = (shells[0].num_nodes, len(shells), steps.size, sizes.itemsize, steps.itemsize)
-    write_sealed(path, _MAGIC, _HEADER.pack(*counts) + sizes.tobytes() + steps.tobytes())
+    counts = (shells[0].num_nodes, len(shells), steps.size, degrees.itemsize, steps.itemsize)
+    write_sealed(path, _MAGIC, _HEADER.pack(*counts) + degrees.tobytes() + steps.tobytes())
 
 
 @typed

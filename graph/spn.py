@@ -37,13 +37,15 @@ def merge_shells(shells: Sequence[CSR]) -> MergedShells:
     """The shells of ``k_hop`` as one graph that knows the hop and the GCN normalisation of every edge.
 
     Raises:
-        ValueError: if shells is empty.
+        ValueError: if shells is empty, or they differ in num_nodes.
     """
     if not shells:
         raise ValueError("merge_shells: shells must be at least 1 graph, got 0")
+    if len(sizes := {shell.num_nodes for shell in shells}) > 1:
+        raise ValueError(f"merge_shells: shells must have equal num_nodes, got {sorted(sizes)}")
     edges = torch.cat([torch.stack([shell.col.long(), shell._rows.long()]) for shell in shells], 1)
-    sizes = torch.tensor([shell.num_edges for shell in shells], device=edges.device)
-    hop = torch.arange(len(shells), device=edges.device).repeat_interleave(sizes)
+    counts = torch.tensor([shell.num_edges for shell in shells], device=edges.device)
+    hop = torch.arange(len(shells), device=edges.device).repeat_interleave(counts)
     scales = [shell.in_degree().clamp(min=1).float().rsqrt() for shell in shells]
     scale = torch.cat([s[shell._rows] * s[shell.col] for s, shell in zip(scales, shells)])
     graph = CSR.from_edge_index(edges, shells[0].num_nodes)
@@ -63,7 +65,7 @@ class SPNConv(nn.Module):
         l2_norm: give every row of the result length 1.
 
     Raises:
-        ValueError: if max_hops is below 1.
+        ValueError: if channels or max_hops is below 1.
 
     Source: Abboud, Dimitrov and Ceylan 2022, Shortest Path Networks for Graph Property Prediction, section 4.
     """
@@ -71,8 +73,9 @@ class SPNConv(nn.Module):
     @typed
     def __init__(self, channels: int, max_hops: int, *, l2_norm: bool = True) -> None:
         super().__init__()
-        if max_hops < 1:
-            raise ValueError(f"SPNConv: max_hops must be at least 1, got {max_hops}")
+        for name, value in (("channels", channels), ("max_hops", max_hops)):
+            if value < 1:
+                raise ValueError(f"SPNConv: {name} must be at least 1, got {value}")
         self.max_hops, self.l2_norm = max_hops, l2_norm
         self.lin = nn.Linear(channels, channels, bias=False)
         self.hop_weights = nn.Parameter(torch.zeros(max_hops))

@@ -15,6 +15,7 @@ from gossamer.graph import (
     hop_shells,
     k_hop,
     load_shells,
+    merge_shells,
     save_shells,
 )
 
@@ -57,6 +58,14 @@ def test_a_batch_with_an_edge_between_its_graphs_is_refused(transform):
         transform(batch)
 
 
+@pytest.mark.parametrize("transform", [SDRF(1), FoSR(1), LaplacianPE(1)])
+def test_what_would_mix_the_graphs_of_a_batch_is_refused(transform):
+    batch = Batch.from_data_list([molecule(5), molecule(4)])
+    with pytest.raises(ValueError, match=f"{type(transform).__name__}: data must be one graph, got a batch of 2"):
+        transform(batch)
+    transform(Batch.from_data_list([molecule(5)]))
+
+
 def test_pairs_between_the_graphs_of_a_batch_are_refused():
     batch = Batch.from_data_list([KHop(3)(molecule(5)), KHop(3)(molecule(4))])
     batch.hop_index[1, 0] = 8
@@ -74,6 +83,12 @@ def test_cache_is_read_and_knows_the_graph(tmp_path, monkeypatch):
     for other, data in [(transform, molecule(10)), (KHop(3, cache=tmp_path / "new"), molecule(9))]:
         with pytest.raises(TypeError):  # not in the cache: k_hop would be called
             other(data)
+
+
+def test_cached_pairs_are_no_more_than_allowed(tmp_path):
+    KHop(4, cache=tmp_path)(molecule(9))
+    with pytest.raises(ValueError, match="k_hop: max_pairs must be at least"):
+        KHop(4, cache=tmp_path, max_pairs=3)(molecule(9))
 
 
 def test_damaged_cache_is_made_anew(tmp_path):
@@ -110,6 +125,9 @@ def test_wrong_inputs(tmp_path):
     (tmp_path / "a").write_bytes(b"something else")
     with pytest.raises(ValueError, match="load_shells: path must be an undamaged file of save_shells, got"):
         load_shells(tmp_path / "a")
+    for function in (merge_shells, lambda shells: save_shells(tmp_path / "b", shells)):
+        with pytest.raises(ValueError, match=r"_shells: shells must have equal num_nodes, got \[2, 3\]"):
+            function([CSR.from_edge_index(torch.tensor([[0], [n - 1]])) for n in (2, 3)])
     with pytest.raises(ValueError, match=r"KHop: max_hops must be an int in \[1, 255\], got 0"):
         KHop(0)
     with pytest.raises(ValueError, match="KHop: cache must be a folder, got"):

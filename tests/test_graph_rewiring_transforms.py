@@ -177,6 +177,7 @@ ONES = torch.ones(3, 1)
         (ValueError, "SPN: num_layers must be at least 1, got 0", lambda: SPN(1, 2, 3, 0)),
         (ValueError, "SPN: shells must be at least 10 graphs, got 1", lambda: SPN(1, 2, 3, 1)(ONES, [PATH])),
         (ValueError, "merge_shells: shells must be at least 1 graph, got 0", lambda: merge_shells([])),
+        (ValueError, "SPNConv: channels must be at least 1, got 0", lambda: SPNConv(0, 1)),
     ],
 )  # fmt: skip
 def test_wrong_inputs(error, message, call):
