@@ -33,15 +33,19 @@ class AdaptiveFanout:
     last_metric: float | None = None
 
     def __post_init__(self) -> None:
+        for name in ("start", "stride", "final"):
+            _check(name, (value := getattr(self, name)), isinstance(value, int), "an int")
         _check("start", self.start, self.start >= 1, "at least 1")
         _check("stride", self.stride, self.stride >= 1, "at least 1")
         _check("final", self.final, self.final >= self.start, f"at least start = {self.start}")
         _check("tolerance", self.tolerance, self.tolerance >= 0, "at least 0")
         _check("decay", self.decay, 0 < self.decay <= 1, "in (0, 1]")
         self.fanout = self.fanout or self.start
+        _check("fanout", self.fanout, 1 <= self.fanout <= self.final, f"in [1, {self.final}]")
 
     def update(self, metric: float) -> int:
         """Take note of an evaluation, where larger is better, and return the fan-out from now on."""
+        metric = float(metric)
         if metric != metric:
             raise ValueError(f"AdaptiveFanout: metric must be a number, got {metric}")
         if self.last_metric is not None and metric <= self.last_metric + self.tolerance:

@@ -32,7 +32,8 @@ def densify(
     """The graph in which cold nodes have further in-neighbours: the nearest well-connected nodes by content.
 
     A node is cold if its in-degree is below the ``low`` quantile of the in-degrees; candidates are nodes above the
-    ``high`` quantile. Sampling, which draws in-neighbours, then reaches the candidates. Nearness is the cosine.
+    ``high`` quantile. Sampling, which draws in-neighbours, then reaches the candidates. Nearness is the cosine. Of the
+    nearest, those that are in-neighbours already get no second edge.
 
     Args:
         graph: on the CPU.
@@ -68,7 +69,15 @@ def densify(
     count = min(num_neighbors, len(candidates))
     nearest = (_exact if search == "exact" else _hnsw)(unit[cold], unit[candidates], count)
     new = torch.stack([candidates[nearest].flatten(), cold.repeat_interleave(count)])
-    return _with_edges(graph, new, weight, time)
+    return _with_edges(graph, new[:, ~_is_there(graph, new, cold)], weight, time)
+
+
+def _is_there(graph: CSR, new: Tensor, cold: Tensor) -> Tensor:
+    """Which of the new edges, all into cold nodes, the graph has already."""
+    is_cold = torch.zeros(graph.num_nodes, dtype=torch.bool).index_fill_(0, cold, value=True)
+    old = graph.to_edge_index()
+    old, new = (edges[1] * graph.num_nodes + edges[0] for edges in (old[:, is_cold[old[1]]], new))
+    return torch.isin(new, old)
 
 
 def _exact(cold: Tensor, candidates: Tensor, count: int) -> Tensor:

@@ -34,6 +34,8 @@ class IDEmbedding(nn.Module):
         for name, value in (("num_nodes", num_nodes), ("dim", dim)):
             if value < 1:
                 raise ValueError(f"IDEmbedding: {name} must be at least 1, got {value}")
+        if not std >= 0:
+            raise ValueError(f"IDEmbedding: std must be at least 0, got {std}")
         self.std, self.sparse = std, sparse
         self.table = nn.Parameter(torch.empty(num_nodes, dim))
         self.reset_parameters()
@@ -52,8 +54,9 @@ class IDEmbedding(nn.Module):
         Returns:
             [..., dim + F].
         """
-        if node.is_floating_point() or node.dtype == torch.bool:
-            raise TypeError(f"IDEmbedding: node must be integers, got {node.dtype}")
+        if not isinstance(node, Tensor) or node.dtype not in (torch.int64, torch.int32):
+            got = node.dtype if isinstance(node, Tensor) else type(node).__name__
+            raise TypeError(f"IDEmbedding: node must be int64 or int32, got {got}")
         if node.numel() and not (int(node.min()) >= -1 and int(node.max()) < len(self.table)):
             raise ValueError(
                 f"IDEmbedding: node must be in [-1, {len(self.table)}), got {int(node.min())} to {int(node.max())}"

@@ -29,6 +29,9 @@ def prefix_causal_mask(num_prefix: int, num_events: int, *, device: Any = None) 
     Returns:
         [num_prefix + num_events, num_prefix + num_events], bool.
     """
+    for name, value in (("num_prefix", num_prefix), ("num_events", num_events)):
+        if value < 0:
+            raise ValueError(f"prefix_causal_mask: {name} must be at least 0, got {value}")
     place = torch.arange(num_prefix + num_events, device=device)
     return (place[None, :] < num_prefix) | (place[None, :] <= place[:, None])
 
@@ -102,6 +105,8 @@ class TemporalEncoder(nn.Module):
         from_latest = (num_events[:, None] - 1 - place).clamp(min=0)  # [B, N]
         tokens = self.event(events) + self.position[from_latest]
         if age is not None:
+            if age.shape != events.shape[:2]:
+                raise ValueError(f"TemporalEncoder: age must be {list(events.shape[:2])}, got {list(age.shape)}")
             tokens = tokens + self.age(_sines(age, self.dim, tokens.dtype))
         tokens = torch.cat([prefix, tokens], dim=1)
         mask = prefix_causal_mask(num_prefix, length, device=tokens.device)
@@ -194,6 +199,10 @@ def long_term_loss(predicted: Tensor, future: Tensor, valid: Tensor | None = Non
             f"got {list(future.shape)} and {list(predicted.shape)}"
         )
     valid = torch.ones(future.shape[:2], dtype=torch.bool, device=future.device) if valid is None else valid
+    if valid.shape != future.shape[:2] or valid.dtype != torch.bool:
+        raise ValueError(
+            f"long_term_loss: valid must be {list(future.shape[:2])} of bool, got {list(valid.shape)} of {valid.dtype}"
+        )
     score = torch.einsum("bd,cnd->nbc", predicted, future)  # [N2, B, B]
     score = score.masked_fill(~valid.T[:, None, :], -math.inf)
     own = torch.arange(len(predicted), device=future.device).expand(future.shape[1], -1)

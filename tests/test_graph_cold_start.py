@@ -22,7 +22,7 @@ def test_cold_nodes_get_the_nearest_well_connected_ones():
     for u in range(200):
         old = graph.col[graph.rowptr[u] : graph.rowptr[u + 1]].tolist()
         new = sorted(candidates, key=lambda v: -cosine[u, v])[:4] if degree[u] < low else []
-        assert dense.col[dense.rowptr[u] : dense.rowptr[u + 1]].tolist() == old + new
+        assert dense.col[dense.rowptr[u] : dense.rowptr[u + 1]].tolist() == old + [v for v in new if v not in old]
 
 
 def test_nothing_to_do():
@@ -92,3 +92,9 @@ def test_wrong_arguments():
     ]:
         with pytest.raises(ValueError, match=f"densify: {message}"):
             densify(**({"graph": graph, "embeddings": embeddings} | changes))
+
+
+def test_in_neighbours_get_no_second_edge():
+    edges = torch.tensor([[0, 1, 2, 3, 0], [0, 0, 0, 0, 1]])  # node 0 is the candidate, and known to node 1
+    dense = densify(CSR.from_edge_index(edges, 4), torch.ones(4, 2), low=0.9, high=0.9)
+    assert dense.to_edge_index()[:, dense.edge_ids >= 5].tolist() == [[0, 0], [2, 3]]

@@ -140,7 +140,9 @@ WRONG = [
     pytest.param(
         lambda: IDEmbedding(4, 2)(torch.tensor([4])), ValueError, r"node must be in \[-1, 4\), got 4 to 4", id="node"
     ),
-    pytest.param(lambda: IDEmbedding(4, 2)(torch.rand(1)), TypeError, "node must be integers", id="floats"),
+    pytest.param(lambda: IDEmbedding(4, 2)(torch.rand(1)), TypeError, "node must be int64 or int32, got", id="floats"),
+    pytest.param(lambda: IDEmbedding(4, 2)([1]), TypeError, "node must be int64 or int32, got list", id="list"),
+    pytest.param(lambda: IDEmbedding(4, 2, std=-1.0), ValueError, "std must be at least 0, got -1.0", id="std"),
     pytest.param(
         lambda: IDEmbedding(4, 2)(NODES.clamp(max=3), torch.rand(2, 2)), ValueError, "x must have the shape", id="x"
     ),

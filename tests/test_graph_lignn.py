@@ -24,6 +24,8 @@ def test_a_pickled_policy_goes_on():
 
 WRONG = [
     pytest.param({"start": 0}, "start must be at least 1, got 0", id="start"),
+    pytest.param({"start": 2.5}, "start must be an int, got 2.5", id="half a neighbour"),
+    pytest.param({"fanout": -4}, r"fanout must be in \[1, 9\], got -4", id="fan-out"),
     pytest.param({"stride": 0}, "stride must be at least 1, got 0", id="stride"),
     pytest.param({"final": 1}, "final must be at least start = 2, got 1", id="final"),
     pytest.param({"tolerance": -1.0}, "tolerance must be at least 0, got -1.0", id="tolerance"),

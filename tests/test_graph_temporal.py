@@ -92,6 +92,8 @@ def test_sage_tokens_and_trimmed_hops():
     assert sage(out.to_csr(), x).shape == (len(out.node), 6)
     assert torch.equal(out.to_csr().to_edge_index(), torch.stack([out.row, out.col]))
     assert [out.to_csr(k).num_edges for k in range(4)] == [sum(out.num_sampled_edges[:k]) for k in range(4)]
+    with pytest.raises(ValueError, match=r"SampledSubgraph.to_csr: num_hops must be at least 0, got -1"):
+        out.to_csr(-1)
 
 
 def test_gradients():
@@ -168,7 +170,12 @@ WRONG = [
     pytest.param(
         lambda: make_encoder()(make_input()[0], EVENTS, COUNTS[1:]), r"num_events must be \[4\] integers", id="rows"
     ),
+    pytest.param(lambda: make_encoder()(make_input()[0], EVENTS, COUNTS, EVENTS[:, 1:, 0]), "age must be", id="ages"),
+    pytest.param(lambda: prefix_causal_mask(-1, 2), "num_prefix must be at least 0, got -1", id="mask"),
     pytest.param(lambda: long_term_loss(EVENTS[0], EVENTS), r"future must be \[B, N2, dim\]", id="loss"),
+    pytest.param(
+        lambda: long_term_loss(EVENTS[:, 0], EVENTS, EVENTS[..., 0]), r"valid must be .* of bool, got", id="valid"
+    ),
     pytest.param(
         lambda: TemporalSAGE(1, 1, 2, event_channels=1, max_events=1, num_tokens=0), "num_tokens must", id="tokens"
     ),
