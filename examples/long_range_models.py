@@ -120,7 +120,8 @@ def _max_hops(config: LongRangeConfig) -> int | None:
 
 def _stack(config: LongRangeConfig, width: int, num_outputs: int) -> DRew | SPN:
     if config.model == "spn":
-        return SPN(1, width, num_outputs, config.layers, max_hops=config.max_hops or 10)
+        max_hops = 10 if config.max_hops is None else config.max_hops
+        return SPN(1, width, num_outputs, config.layers, max_hops=max_hops)
     options: dict[str, Any] = {"share_weights": config.share_weights, "learn_hop_weights": config.learn_hop_weights}
     if _conv(config) != "gcn":
         options["dropout"] = config.dropout

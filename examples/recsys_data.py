@@ -91,7 +91,12 @@ def _read_genres(path: Path) -> dict[int, Tensor]:
         if len(found) < len(lines):
             raise ValueError(f"read_movielens: items must have {_NUM_GENRES} genres in every line, got fewer in {path}")
         return found
-    by_item = {int(line.split(",", 1)[0]): line.rsplit(",", 1)[1].split("|") for line in text[1:]}
+    by_item = {}
+    for number, line in enumerate(text[1:], 2):
+        name, *_, genres = line.split(",") if "," in line else ("", "")
+        if not name.isdecimal():
+            raise ValueError(f"read_movielens: items must be id, title, genres, got {line[:40]!r} in {path}:{number}")
+        by_item[int(name)] = genres.split("|")
     known = sorted({genre for genres in by_item.values() for genre in genres})[:_NUM_GENRES]
     return {
         name: torch.tensor([float(genre in genres) for genre in known] + [0.0] * (_NUM_GENRES - len(known)))

@@ -64,7 +64,7 @@ def _option(field: dataclasses.Field[Any]) -> dict[str, Any]:
 def _delay(text: str) -> float | str:
     """A number, or inf as text: JSON has no infinity."""
     value = float(text)
-    return value if value < float("inf") else "inf"
+    return "inf" if value == float("inf") else value
 
 
 def main() -> int:

@@ -59,8 +59,8 @@ def read_edges(data: Any, time_attr: str | None, weight_attr: str | None) -> Edg
     for node_type, time in node_time.items():
         _check_values("time_attr", time, edges.num_nodes[node_type], "node", integers=True)
     for edge_type, (_, col, _) in zip(edges.edge_types, edges.csc):
-        if (time := edge_time.get(edge_type)) is not None:
-            _check_values("time_attr", time, col.numel(), "edge", integers=True)
+        if edge_type in edge_time:
+            _check_values("time_attr", edge_time[edge_type], col.numel(), "edge", integers=True)
     if node_time:
         edges.node_time = node_time if edges.is_hetero else node_time[None]
     edges.time = [_edge_time(edges, i, node_time, edge_time) for i in range(len(edges.csc))]

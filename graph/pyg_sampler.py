@@ -71,7 +71,7 @@ class NeighborSampler(BaseSampler):
             raise ValueError(f"NeighborSampler: temporal_strategy must be one of {TEMPORAL}, got {temporal_strategy!r}")
         if replace and temporal_strategy == "last":
             raise ValueError("NeighborSampler: replace must be False for temporal_strategy='last', got True")
-        if subgraph_type not in (types := [kind.value for kind in SubgraphType]):
+        if subgraph_type not in (*SubgraphType, *(types := [kind.value for kind in SubgraphType])):
             raise ValueError(f"NeighborSampler: subgraph_type must be one of {types}, got {subgraph_type!r}")
         if window is not None:
             check_window("NeighborSampler", window)

@@ -7,6 +7,7 @@ import torch
 from torch_geometric.data import Data, HeteroData
 from torch_geometric.loader import LinkLoader, NodeLoader
 from torch_geometric.sampler import NegativeSampling, NodeSamplerInput
+from torch_geometric.sampler.base import SubgraphType
 from torch_geometric.testing import MyFeatureStore, MyGraphStore
 
 from gossamer.graph import NeighborSampler
@@ -51,7 +52,7 @@ OPTIONS = [
     pytest.param({"replace": True}, id="replace"),
     pytest.param({"weight_attr": "weight"}, id="weighted"),
     pytest.param({"disjoint": True}, id="disjoint"),
-    pytest.param({"subgraph_type": "bidirectional"}, id="bidirectional"),
+    pytest.param({"subgraph_type": SubgraphType.bidirectional}, id="bidirectional"),
     pytest.param({"subgraph_type": "induced"}, id="induced"),
 ]
 
@@ -62,7 +63,7 @@ def test_node_loader(options):
     sampler = NeighborSampler(data, [4, 3], **options)
     seen = []
     for batch in NodeLoader(data, sampler, torch.arange(100), batch_size=20):
-        if options.get("subgraph_type") == "bidirectional":
+        if options.get("subgraph_type") == SubgraphType.bidirectional:
             assert torch.equal(batch.x.flatten().long(), batch.n_id)
             assert {(a, b) for a, b in batch.edge_index.t().tolist()} >= {
                 (b, a) for a, b in batch.edge_index.t().tolist()

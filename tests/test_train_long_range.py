@@ -86,6 +86,8 @@ BAD = [
     pytest.param(["--lr", "-1"], "optimizer.params must be those of Adam, got", id="negative learning rate"),
     pytest.param(["--width", "0"], "width must be at least 1", id="no width"),
     pytest.param(["--layers", "-1"], "layers must be at least 1, got -1", id="no layers"),
+    pytest.param(["--delay", "nan"], "delay must be at least 1, got nan", id="no delay"),
+    pytest.param(["--model", "spn", "--max-hops", "0"], "max_hops must be at least 1, got 0", id="no hops"),
     pytest.param(["--resume"], "resume must find a run", id="nothing to resume"),
 ]
 

@@ -221,3 +221,7 @@ def test_a_file_of_something_else_is_named(tmp_path):
     (tmp_path / "u.data").write_text("1\t2\tthree\tfour\n" * 3)
     with pytest.raises(ValueError, match=r"read_movielens: ratings must be user, item, rating, time, got .*u\.data"):
         read_movielens(str(tmp_path / "u.data"))
+    for line in ("no id,title,Drama", "17", ""):
+        (tmp_path / "movies.csv").write_text(f"movieId,title,genres\n1,title,Drama\n{line}\n")
+        with pytest.raises(ValueError, match=r"items must be id, title, genres, got .* in .*movies\.csv:3"):
+            read_movielens(str(write_ratings(tmp_path, ",", "u,i,r,t\n")), str(tmp_path / "movies.csv"))
