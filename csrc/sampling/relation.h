@@ -3,7 +3,6 @@
 #pragma once
 
 #include <cstdint>
-#include <limits>
 #include <type_traits>
 
 #include "sampling/laws.h"
@@ -57,11 +56,10 @@ GOSSAMER_HOST_DEVICE int64_t bisect(const scalar_t* first, int64_t size, const P
 // without times are always seen.
 GOSSAMER_HOST_DEVICE inline Row visible(const Relation& relation, Row row, int64_t time, int64_t window) {
   if (relation.time == nullptr) return row;
-  constexpr int64_t kEarliest = std::numeric_limits<int64_t>::min();
   const int64_t* times = relation.time + row.begin;
   const bool all_past = row.size() == 0 || times[row.size() - 1] <= time;
   const int64_t end = all_past ? row.size() : bisect(times, row.size(), [&](int64_t t) { return t <= time; });
-  const bool is_limited = window >= 0 && time > kEarliest + window;
+  const bool is_limited = window >= 0 && time > INT64_MIN + window;
   const int64_t begin = is_limited ? bisect(times, end, [&](int64_t t) { return t < time - window; }) : 0;
   return {row.begin + begin, row.begin + end};
 }
