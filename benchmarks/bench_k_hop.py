@@ -32,10 +32,18 @@ turns in one process, alone on the machine (1.05 and 2.10 M ids; the search with
 On dense graphs (degree 8, 3.4 M ids) the one in use takes 2.4 ms where the jumps took 6.5. What is found goes
 straight to one place, not to pieces that grow and are copied.
 
-What is left of K=10 (6 ms): 3.4 search and ids, of them 2.5 without ids; 0.35 to find the blocks, 0.3 row pointers, 0.2
-widening. A search without ids is about 45 instructions and 160 bytes of the first-level cache per node and level, and
-there are 303 000 and 607 000 of them. K=20 returns 13.3 MB: where the allocator hands out fresh pages for it, 3200
-faults of 4 KB cost 6 ms (20 to 21 ms instead of 14.6 in the same minutes).
+A search without ids is about 45 instructions and 160 bytes of the first-level cache per node and level, and there are
+303 000 and 607 000 of them. Beside it stand 0.5 ms to find the blocks, and for K=10 and K=20 the row pointers (2.4 and
+4.8 MB) and the widening of ids. Row pointers as torch sums them, which widens the counts into a tensor of their own and
+clears the result before it is written, against one pass that does neither, in turns in one process:
+
+    torch                                                      all of k_hop 5.6 and 10.1 ms (slow minutes 7.2 and 12.9)
+    one pass (in use)                                          all of k_hop 4.7 and  8.5 ms (slow minutes 6.7 and 11.3)
+
+Where every result is in fresh pages (1100 faults of 4 KB for counts and kept ids, large pages for the rest) K=20 takes
+13.5 to 18.5 ms, torch 0.4 to 0.7 ms more. Fresh memory of 13.3 MB alone, first touch: in pages of 4 KB 11.4 ms, the
+same asked for at once (MADV_POPULATE_WRITE) 6.8, large pages where they fit 3.5, aligned to them 2.2. Large pages for
+the kept ids too were no gain, as they are few.
 
 The large graph, AVX2, 388 MB of ids, times of the operator that emits (it searches again, 50 to 60 ms of them):
 
@@ -44,9 +52,31 @@ The large graph, AVX2, 388 MB of ids, times of the operator that emits (it searc
     what eight passes find kept in bits (25 MB), then written row by row          260 ms (in use)
 
 So it is not the ids that cost but the lines they are written to: filling the same memory takes 52 ms where it was seen
-before, 300 to 400 ms where it is fresh and in pages of 4 KB. Counting is a read of 64 bytes per edge, pass and level
-from three sets of 1 MB each, of which the second-level cache (512 KB) holds none: 17, 16 and 24 ms for three levels,
-20 GB/s. Sets on huge pages are no faster.
+before, 300 to 400 ms where it is fresh and in pages of 4 KB.
+
+Counting the large graph reads 64 bytes per edge, pass and level from sets of 1 MB, of which the second-level cache
+(512 KB) holds none: the reads wait for the third level, with the lines in flight that a core can have. In one loop
+without torch (three levels, then all with what comes before; lines of other graphs: 14 edges per node without hubs, a
+grid, half of the edges in one direction):
+
+    all nodes and sources as they are, no set kept apart           13.3  12.6  12.6      42 ms   others 65, 22, 34
+    sources of the first level from where the last pass left the
+    row, nodes without edges left out, last level not written       3.7   7.6   7.4      22      48, 16, 17
+    the same, nodes by the order of magnitude of their degree       2.8   6.8   6.5      19      37, 16, 18 (in use)
+    the same, by their degree                                       3.5  10.0   9.2      28      36, 18, 20
+    the same, sets of 1024 sources                                  4.7   9.0   8.7      26      57, 14, 21
+    a row ends where no source is left that could be found          3.6  11.5   7.7      27      43, 19, 15
+
+In another run, in which the third line took 19 ms (others 34, 13, 14) and the second 25 (35, 12, 16):
+
+    the second, neighbours asked by a byte whether their set is empty       35 ms (64, 11, 25)
+    the third, rows end early, asked after every second edge                18    (46, 13, 15)
+    that, in sets of 256 sources, which fit the second-level cache          30    (60, 17, 23)
+
+The loop wanders between 1 and 1.5 times these figures within minutes; only those of one line are of the same seconds.
+What asks at an edge costs a branch that is often guessed wrong; rows that end early are those of the hubs, and save
+less than asking costs elsewhere. 31 % of the nodes have no edges, and the first level, which had looked at every edge
+in every pass, looks at it once. Sets on huge pages are no faster.
 """
 
 from __future__ import annotations

@@ -101,6 +101,7 @@ STABLE_TORCH_LIBRARY(gossamer, m) {
   // rewiring: pairs of nodes by their distance
   m.def("diagonal_blocks(Tensor rowptr, Tensor col) -> Tensor");
   m.def("k_hop_count(Tensor rowptr, Tensor col, Tensor blocks, int max_hops, int max_kept) -> (Tensor, Tensor)");
+  m.def("row_pointers(Tensor counts) -> Tensor");
   m.def("k_hop(Tensor rowptr, Tensor col, Tensor blocks, Tensor kept, Tensor shell_rowptr, int num_pairs) -> Tensor");
   m.def("balanced_forman_curvature(Tensor rowptr, Tensor col) -> Tensor");
   m.def(

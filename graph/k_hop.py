@@ -40,8 +40,7 @@ def k_hop(graph: CSR, max_hops: int, *, directed: bool = True, max_pairs: int = 
     graph, blocks = _prepare("k_hop", graph, max_hops, directed)
     # What the search finds in small blocks is kept, one byte per pair; larger ones are searched again to emit.
     counts, kept = torch.ops.gossamer.k_hop_count(graph.rowptr, graph.col, blocks, max_hops, max_pairs)
-    rowptr = counts.new_zeros(max_hops, graph.num_nodes + 1, dtype=torch.int64)
-    torch.cumsum(counts, 1, dtype=torch.int64, out=rowptr[:, 1:])
+    rowptr = _row_pointers(counts)
     sizes = rowptr[:, -1].tolist()
     num_pairs = sum(sizes)
     if num_pairs > max_pairs:
@@ -106,6 +105,13 @@ def _prepare(function: str, graph: CSR, max_hops: int, directed: bool) -> tuple[
     return graph, blocks.to(graph.rowptr.device)
 
 
+def _row_pointers(counts: Tensor) -> Tensor:
+    """[max_hops, num_nodes + 1], int64: where the rows of every shell begin, and the last one ends."""
+    if counts.device.type == "cpu":  # in one pass over memory that nobody has cleared before
+        return torch.ops.gossamer.row_pointers(counts)
+    return torch.nn.functional.pad(counts.cumsum(1), (1, 0))
+
+
 def _both_ways(graph: CSR) -> CSR:
     target = torch.arange(graph.num_nodes, device=graph.col.device).repeat_interleave(graph.in_degree())
     source = graph.col.long()
@@ -122,6 +128,11 @@ def _(rowptr: Tensor, col: Tensor) -> Tensor:
 def _(rowptr: Tensor, col: Tensor, blocks: Tensor, max_hops: int, max_kept: int) -> tuple[Tensor, Tensor]:
     counts = rowptr.new_empty(max_hops, rowptr.shape[0] - 1, dtype=torch.int32)
     return counts, rowptr.new_empty(torch.library.get_ctx().new_dynamic_size(), dtype=torch.uint8)
+
+
+@torch.library.register_fake("gossamer::row_pointers")
+def _(counts: Tensor) -> Tensor:
+    return counts.new_empty(counts.shape[0], counts.shape[1] + 1, dtype=torch.int64)
 
 
 @torch.library.register_fake("gossamer::k_hop")

@@ -76,6 +76,12 @@ def test_equals_peers_on_random_graphs(peer, directed):
         assert torch.equal(distances(shells), peer(edges, num_nodes, max_hops, directed)), f"graph {seed}"
 
 
+def one_way(num_nodes, num_edges):
+    """Random edges, each in one direction: some nodes have none that come in, none that go out, or neither."""
+    edges = numpy.random.default_rng(0).integers(0, num_nodes, (2, num_edges))
+    return CSR.from_edge_index(torch.from_numpy(edges), num_nodes)
+
+
 CASES = [
     pytest.param(islands(1), 3, id="one node with self loops"),
     pytest.param(islands(64, 65, 1, 128), 9, id="blocks at the edge of a word"),
@@ -83,6 +89,7 @@ CASES = [
     pytest.param(islands(3, 1300, 2, extra=40), 6, id="a block of three passes between small ones"),
     pytest.param(islands(4608, extra=500), 3, id="a block that all threads share, in chunks as long as a pass"),
     pytest.param(islands(*[7] * 60), 3, id="many small blocks"),
+    pytest.param(one_way(4700, 7000), 5, id="a large block with nodes that nothing reaches, reads or touches"),
     pytest.param(islands(300, extra=9000), 2, id="dense: a word is almost full"),
     pytest.param(islands(128, 129, 2, 192, 193, 256, 257), 12, id="blocks at the edge of a narrow set"),
     pytest.param(islands(100, 200, extra=900), 4, id="narrow sets of many neighbours, almost full"),
@@ -206,9 +213,10 @@ def test_operators_pass_opcheck():
     graph = islands(20, 30)
     blocks = torch.ops.gossamer.diagonal_blocks(graph.rowptr, graph.col)
     counts, kept = torch.ops.gossamer.k_hop_count(graph.rowptr, graph.col, blocks, 3, 10**6)
-    starts = torch.nn.functional.pad(counts.long().cumsum(1), (1, 0))
+    starts = torch.ops.gossamer.row_pointers(counts)
     arguments = (graph.rowptr, graph.col, blocks, kept, starts, int(counts.sum()))
     assert blocks.tolist() == [0, 20, 50]
     torch.library.opcheck(torch.ops.gossamer.diagonal_blocks.default, (graph.rowptr, graph.col))
     torch.library.opcheck(torch.ops.gossamer.k_hop_count.default, (graph.rowptr, graph.col, blocks, 3, 10**6))
+    torch.library.opcheck(torch.ops.gossamer.row_pointers.default, (counts,))
     torch.library.opcheck(torch.ops.gossamer.k_hop.default, arguments)

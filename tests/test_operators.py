@@ -36,6 +36,7 @@ MEASURED_WITHIN = {
     "sddmm": "aggregate",
     "diagonal_blocks": "k_hop",
     "k_hop_count": "k_hop",
+    "row_pointers": "k_hop",
     "sample_bounds": "neighbor_sample",
     "sample_rows": "neighbor_sample",
     "decompress_rows": "CompressedCSR",
@@ -49,6 +50,7 @@ TO_MEASURE: set[str] = set()
 COSTED_WITHIN = {
     "diagonal_blocks": "k_hop",
     "k_hop_count": "k_hop",
+    "row_pointers": "k_hop",
     "sample_bounds": "neighbor_sample",
     "sample_rows": "neighbor_sample",
     "decompress_rows": "compress_rows",

@@ -28,7 +28,8 @@ struct SourceSet {
   }
 };
 
-// Every source has visited itself; nothing else is known of the nodes in [begin, end).
+// Every source has visited itself; nothing else is known of the nodes in [begin, end). Frontiers are not read before
+// the second level.
 template <typename index_t>
 void start_search(const Search<index_t>& search, int64_t begin, int64_t end) {
   const int64_t first = (begin - search.first_node) * kSetWords;
@@ -38,7 +39,6 @@ void start_search(const Search<index_t>& search, int64_t begin, int64_t end) {
     const int64_t bit = v - search.first_source;
     search.visited[(v - search.first_node) * kSetWords + bit / 64] |= uint64_t(1) << (bit % 64);
   }
-  std::memcpy(search.frontier + first, search.visited + first, (end - begin) * kSetWords * sizeof(uint64_t));
 }
 
 // The sources in the frontiers of the neighbours of v.
@@ -64,13 +64,30 @@ inline SourceSet<kSetWords> sources_beside(const Search<index_t>& search, int64_
   return set;
 }
 
-// One level for nodes in [begin, end); calls found(node, words) with the sources that reach the node for the first
-// time. Returns whether there were any.
-template <typename index_t, typename Found>
-inline bool advance(const Search<index_t>& search, int64_t hop, int64_t begin, int64_t end, const Found& found) {
+// The same where rows ascend and passes follow each other: edges before next[v] are of sources of earlier passes.
+template <typename index_t>
+inline SourceSet<kSetWords> next_sources_beside(const Search<index_t>& search, int64_t* next, int64_t v) {
+  uint64_t words[kSetWords] = {};
+  const int64_t end_source = search.first_source + search.num_sources;
+  int64_t e = next[v];
+  for (; e < search.rowptr[v + 1] && search.col[e] < end_source; ++e) {
+    const int64_t bit = search.col[e] - search.first_source;
+    words[bit / 64] |= uint64_t(1) << (bit % 64);
+  }
+  next[v] = e;
+  SourceSet<kSetWords> set = {};
+  set.join(words);
+  return set;
+}
+
+// One level for nodes in [begin, end), to which the sources reached(node) come; calls found(node, words) with those
+// that do for the first time. Returns whether there were any.
+template <typename index_t, typename Reached, typename Found>
+inline bool advance(const Search<index_t>& search, int64_t begin, int64_t end, const Reached& reached,
+                    const Found& found) {
   bool any = false;
   for (int64_t v = begin; v < end; ++v) {
-    SourceSet<kSetWords> set = hop == 0 ? sources_beside(search, v) : reached_from(search, v);
+    SourceSet<kSetWords> set = reached(v);
     uint64_t* visited = search.visited + (v - search.first_node) * kSetWords;
     uint64_t* fresh = search.fresh + (v - search.first_node) * kSetWords;
     set.remove(visited);
@@ -82,21 +99,53 @@ inline bool advance(const Search<index_t>& search, int64_t hop, int64_t begin, i
   return any;
 }
 
+inline int32_t size_of_set(const uint64_t* words) {
+  int64_t size = 0;
+  for (int w = 0; w < kSetWords; ++w) size += __builtin_popcountll(words[w]);
+  return static_cast<int32_t>(size);
+}
+
 // counts[v] += number of sources found at v.
+struct Tally {
+  int32_t* counts;
+
+  bool operator()(int64_t v, const uint64_t* fresh) const {
+    const int32_t found = size_of_set(fresh);
+    counts[v] += found;
+    return found != 0;
+  }
+};
+
 template <typename index_t>
 bool count_level(const Search<index_t>& search, int64_t hop, int32_t* counts, int64_t begin, int64_t end) {
-  return advance(search, hop, begin, end, [counts](int64_t v, const uint64_t* fresh) {
-    int64_t found = 0;
-    for (int w = 0; w < kSetWords; ++w) found += __builtin_popcountll(fresh[w]);
-    counts[v] += static_cast<int32_t>(found);
-    return found != 0;
-  });
+  const auto reached = [&](int64_t v) { return hop == 0 ? sources_beside(search, v) : reached_from(search, v); };
+  return advance(search, begin, end, reached, Tally{counts});
+}
+
+// The first level of a pass, of rows that ascend.
+template <typename index_t>
+bool count_first_level(const Search<index_t>& search, int64_t* next, int32_t* counts, int64_t begin, int64_t end) {
+  const auto reached = [&](int64_t v) { return next_sources_beside(search, next, v); };
+  return advance(search, begin, end, reached, Tally{counts});
+}
+
+// The last level of a pass, but for the first: no set is kept of what it finds.
+template <typename index_t>
+void count_last_level(const Search<index_t>& search, int32_t* counts, int64_t begin, int64_t end) {
+  for (int64_t v = begin; v < end; ++v) {
+    SourceSet<kSetWords> set = reached_from(search, v);
+    set.remove(search.visited + (v - search.first_node) * kSetWords);
+    uint64_t words[kSetWords];
+    set.store(words);
+    counts[v] += size_of_set(words);
+  }
 }
 
 // The level alone: what it found is in search.fresh.
 template <typename index_t>
 bool find_level(const Search<index_t>& search, int64_t hop, int64_t begin, int64_t end) {
-  return advance(search, hop, begin, end, [](int64_t, const uint64_t* fresh) {
+  const auto reached = [&](int64_t v) { return hop == 0 ? sources_beside(search, v) : reached_from(search, v); };
+  return advance(search, begin, end, reached, [](int64_t, const uint64_t* fresh) {
     uint64_t any = 0;
     for (int w = 0; w < kSetWords; ++w) any |= fresh[w];
     return any != 0;

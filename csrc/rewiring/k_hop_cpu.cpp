@@ -4,8 +4,8 @@
 #include "common/foreach_isa.h"
 #include "common/huge_pages.h"
 #include "common/tensor.h"
+#include "rewiring/k_hop_wide.h"
 
-#include <atomic>
 #include <numeric>
 #include <tuple>
 #include <utility>
@@ -13,172 +13,6 @@
 
 namespace gossamer {
 namespace {
-
-constexpr int64_t kNarrowSources = 256;     // a block up to here is searched in sets of its own width
-constexpr int64_t kSmallBlockNodes = 4096;  // a block up to here is searched by one thread, a larger one by all
-constexpr int64_t kRunBytes = 32 << 20;     // for what several passes over a block find
-constexpr int64_t kGrainBlocks = 8;
-constexpr int64_t kGrainNodes = 512;
-
-// The three sets of every node of a block, on cache lines of their own.
-class Sets {
- public:
-  explicit Sets(int64_t num_nodes) : size_(num_nodes * kSetWords), words_(aligned_memory<uint64_t>(3 * size_)) {
-    GOSSAMER_CHECK(words_ != nullptr, "k_hop: no memory for the search of a block of ", num_nodes, " nodes");
-  }
-  template <typename index_t>
-  void bind(Search<index_t>& search) const {
-    search.visited = words_.get();
-    search.frontier = words_.get() + size_;
-    search.fresh = words_.get() + 2 * size_;
-  }
-
- private:
-  int64_t size_;
-  AlignedMemory<uint64_t> words_;
-};
-
-template <typename index_t>
-Search<index_t> block_of(Search<index_t> graph, int64_t first, int64_t last) {
-  graph.first_node = first;
-  graph.num_nodes = last - first;
-  return graph;
-}
-
-// Runs the passes of one block of nodes [first, last). `each(f)` calls f(begin, end) for all of its nodes;
-// visitor.level advances nodes by a level and returns whether it found anything, visitor.finish comes after every pass.
-template <typename index_t, typename Each, typename Visitor>
-void search_block(const Search<index_t>& graph, int64_t first, int64_t last, int64_t max_hops, const Each& each,
-                  Visitor&& visitor) {
-  const auto start = GOSSAMER_SELECT_ISA(start_search<index_t>);
-  const Sets sets(last - first);
-  Search<index_t> search = block_of(graph, first, last);
-  sets.bind(search);
-  for (int64_t source = 0; source < search.num_nodes; source += kSetSources) {
-    search.first_source = first + source;
-    search.num_sources = std::min(kSetSources, search.num_nodes - source);
-    each([&](int64_t begin, int64_t end) { start(search, begin, end); });
-    for (int64_t hop = 0; hop < max_hops; ++hop) {
-      std::atomic<bool> any = false;
-      each([&](int64_t begin, int64_t end) {
-        if (visitor.level(search, hop, begin, end)) any = true;
-      });
-      if (!any) break;
-      std::swap(search.frontier, search.fresh);
-    }
-    visitor.finish(search, each);
-  }
-}
-
-// Searches every block of more than kNarrowSources nodes, each with a visitor of its own: small ones side by side, one
-// thread each; in large ones all threads share the nodes of a level.
-template <typename index_t, typename Visit>
-void search_wide_blocks(const Search<index_t>& graph, const Tensor& blocks, int64_t max_hops, const Visit& visit) {
-  const int64_t* bounds = blocks.const_data_ptr<int64_t>();
-  const int64_t num_blocks = blocks.size(0) - 1;
-  torch::stable::parallel_for(0, num_blocks, kGrainBlocks, [&](int64_t begin, int64_t end) {
-    for (int64_t b = begin; b < end; ++b) {
-      const int64_t first = bounds[b], last = bounds[b + 1];
-      if (last - first <= kNarrowSources || last - first > kSmallBlockNodes) continue;
-      search_block(graph, first, last, max_hops, [&](const auto& f) { f(first, last); }, visit(last - first));
-    }
-  });
-  for (int64_t b = 0; b < num_blocks; ++b) {
-    const int64_t first = bounds[b], last = bounds[b + 1];
-    if (last - first <= kSmallBlockNodes) continue;
-    const auto each = [&](const auto& f) { torch::stable::parallel_for(first, last, kGrainNodes, f); };
-    search_block(graph, first, last, max_hops, each, visit(last - first));
-  }
-}
-
-// counts[hop, v] += sources found.
-template <typename index_t>
-struct Counter {
-  int32_t* counts;
-  int64_t num_nodes;
-  decltype(&scalar::count_level<index_t>) count = GOSSAMER_SELECT_ISA(count_level<index_t>);
-
-  bool level(const Search<index_t>& search, int64_t hop, int64_t begin, int64_t end) const {
-    return count(search, hop, counts + hop * num_nodes, begin, end);
-  }
-  template <typename Each>
-  void finish(const Search<index_t>&, const Each&) const {}
-};
-
-// Where the pairs of all shells go: row v of shell k ends, so far, at col[bases[k] + ends[k, v]].
-struct Shells {
-  const int64_t* starts;
-  int64_t* ends;
-  int64_t num_rows;
-  const int64_t* bases;
-  int32_t* col;
-};
-
-// Emits what a search finds. A pass finds few hundred bytes for each of many rows: written at once they cost a miss of
-// the cache per row. What several passes find is kept in bits, as far as kRunBytes go, and written row by row.
-template <typename index_t>
-class Emitter {
- public:
-  Emitter(const Shells& shells, int64_t max_hops, int64_t num_nodes)
-      : shells_(shells), max_hops_(max_hops), num_passes_(num_passes(max_hops, num_nodes)) {
-    if (num_passes_ == 1) return;
-    const int64_t size = max_hops * num_nodes * num_passes_ * kSetWords;
-    words_ = aligned_memory<uint64_t>(size);
-    GOSSAMER_CHECK(words_ != nullptr, "k_hop: no memory for what is found in a block of ", num_nodes, " nodes");
-    std::fill_n(words_.get(), size, 0);
-  }
-
-  bool level(const Search<index_t>& search, int64_t hop, int64_t begin, int64_t end) {
-    const bool any = find_(search, hop, begin, end);
-    const uint64_t* fresh = search.fresh + (begin - search.first_node) * kSetWords;
-    if (num_passes_ == 1) {
-      if (any) emit(search, fresh, search.first_source, hop, begin, end);
-    } else {
-      for (int64_t v = begin; v < end; ++v, fresh += kSetWords) {
-        std::copy_n(fresh, kSetWords, row(search, hop, v) + pass_ * kSetWords);
-      }
-    }
-    return any;
-  }
-
-  template <typename Each>
-  void finish(const Search<index_t>& search, const Each& each) {
-    const bool last = search.first_source + search.num_sources == search.first_node + search.num_nodes;
-    if (num_passes_ == 1 || (++pass_ < num_passes_ && !last)) return;
-    const int64_t first_source = search.first_source - (pass_ - 1) * kSetSources;
-    pass_ = 0;
-    each([&](int64_t begin, int64_t end) {
-      for (int64_t hop = 0; hop < max_hops_; ++hop) {
-        uint64_t* const words = row(search, hop, begin);
-        emit(search, words, first_source, hop, begin, end);
-        std::fill(words, row(search, hop, end), 0);
-      }
-    });
-  }
-
- private:
-  static int64_t num_passes(int64_t max_hops, int64_t num_nodes) {
-    const int64_t bytes = max_hops * num_nodes * kSetWords * sizeof(uint64_t);
-    return std::clamp<int64_t>(std::min(kRunBytes / bytes, (num_nodes + kSetSources - 1) / kSetSources), 1,
-                               kMaxRunWords / kSetWords);
-  }
-  uint64_t* row(const Search<index_t>& search, int64_t hop, int64_t v) const {
-    return words_.get() + (hop * search.num_nodes + v - search.first_node) * num_passes_ * kSetWords;
-  }
-  void emit(const Search<index_t>& search, const uint64_t* words, int64_t first_source, int64_t hop, int64_t begin,
-            int64_t end) const {
-    const bool whole = num_passes_ * kSetSources >= search.num_nodes;
-    const int64_t shell = hop * shells_.num_rows;
-    emit_(words, num_passes_ * kSetWords, first_source, whole, shells_.ends + shell, shells_.starts + shell,
-          shells_.col + shells_.bases[hop], begin, end);
-  }
-
-  const Shells& shells_;
-  int64_t max_hops_, num_passes_, pass_ = 0;
-  AlignedMemory<uint64_t> words_;
-  decltype(&scalar::find_level<index_t>) find_ = GOSSAMER_SELECT_ISA(find_level<index_t>);
-  decltype(&scalar::emit_rows) emit_ = GOSSAMER_SELECT_ISA(emit_rows);
-};
 
 void check_graph(const Tensor& rowptr, const Tensor& col, const char* function) {
   GOSSAMER_CHECK(
@@ -307,10 +141,32 @@ std::tuple<Tensor, Tensor> k_hop_count_cpu(const Tensor& rowptr, const Tensor& c
     using index_t = decltype(index);
     const Search<index_t> graph{rowptr.const_data_ptr<int64_t>(), col.const_data_ptr<index_t>()};
     kept = keep_narrow_blocks(graph, blocks, max_hops, counts, max_kept);
-    const Counter<index_t> counter{counts.mutable_data_ptr<int32_t>(), num_nodes};
-    search_wide_blocks(graph, blocks, max_hops, [&](int64_t) { return counter; });
+    int32_t* data = counts.mutable_data_ptr<int32_t>();
+    const Counter<index_t> counter{data, num_nodes, max_hops};
+    const auto count_large = [&](int64_t first, int64_t last) {
+      count_large_block(graph, first, last, max_hops, data, num_nodes);
+    };
+    search_wide_blocks(graph, blocks, max_hops, [&](int64_t) { return counter; }, count_large);
   });
   return {counts, kept};
+}
+
+// rowptr[k, i] = sum of counts[k, :i]
+Tensor row_pointers_cpu(const Tensor& counts) {
+  GOSSAMER_CHECK_TENSOR(counts, 2, "row_pointers");
+  GOSSAMER_CHECK(counts.scalar_type() == ScalarType::Int, "row_pointers: counts must be int32");
+  const int64_t num_shells = counts.size(0), num_nodes = counts.size(1);
+  Tensor rowptr = with_huge_pages(torch::stable::new_empty(counts, {num_shells, num_nodes + 1}, ScalarType::Long));
+  const int32_t* sizes = counts.const_data_ptr<int32_t>();
+  int64_t* starts = rowptr.mutable_data_ptr<int64_t>();
+  torch::stable::parallel_for(0, num_shells, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t k = begin; k < end; ++k) {
+      int64_t* const row = starts + k * (num_nodes + 1);
+      int64_t sum = row[0] = 0;
+      for (int64_t i = 0; i < num_nodes; ++i) row[i + 1] = sum += sizes[k * num_nodes + i];
+    }
+  });
+  return rowptr;
 }
 
 // Writes the kept pairs of narrow blocks to where their rows begin, starts [max_hops, num_nodes].
@@ -367,7 +223,11 @@ Tensor k_hop_cpu(const Tensor& rowptr, const Tensor& col, const Tensor& blocks, 
     const Search<index_t> graph{rowptr.const_data_ptr<int64_t>(), col.const_data_ptr<index_t>()};
     const Shells shells{starts, ends.data(), num_nodes + 1, bases.data(), pairs};
     const auto emitter = [&](int64_t num_block_nodes) { return Emitter<index_t>(shells, max_hops, num_block_nodes); };
-    search_wide_blocks(graph, blocks, max_hops, emitter);
+    const auto emit_large = [&](int64_t first, int64_t last) {
+      const auto each = [&](const auto& f) { torch::stable::parallel_for(first, last, kGrainNodes, f); };
+      search_block(graph, first, last, max_hops, each, emitter(last - first));
+    };
+    search_wide_blocks(graph, blocks, max_hops, emitter, emit_large);
   });
   return shell_col;
 }
@@ -377,6 +237,7 @@ Tensor k_hop_cpu(const Tensor& rowptr, const Tensor& col, const Tensor& blocks, 
 STABLE_TORCH_LIBRARY_IMPL(gossamer, CPU, m) {
   m.impl("diagonal_blocks", TORCH_BOX(&diagonal_blocks_cpu));
   m.impl("k_hop_count", TORCH_BOX(&k_hop_count_cpu));
+  m.impl("row_pointers", TORCH_BOX(&row_pointers_cpu));
   m.impl("k_hop", TORCH_BOX(&k_hop_cpu));
 }
 
