@@ -106,6 +106,8 @@ def _read_stores(features: Any, graph: Any, time_attr: str | None) -> tuple[Edge
     times = {a.group_name: _whole_tensor(features, a) for a in named}
     edges = EdgeSet(node_types, edge_types, num_nodes, csc, [], [])
     node_time = {k: v for k, v in times.items() if k in node_types}
+    if edge_types == [None] and node_time and len(node_time[None]) == csc[0][1].numel() != num_nodes[None]:
+        node_time = {}  # one per edge: nodes and edges have the same name here
     return edges, node_time, {k: v for k, v in times.items() if k not in node_time}
 
 
@@ -157,9 +159,11 @@ def _weights(edges: EdgeSet, data: Any, weight_attr: str | None) -> list[Tensor 
     """Weights in csc order; edge types without weights count as ones where others have them."""
     if weight_attr is None:
         return [None] * len(edges.csc)
+    named = [_named_weight(data, edge_type, weight_attr) for edge_type in edges.edge_types]
+    if all(weight is None for weight in named):
+        raise ValueError(f"NeighborSampler: weight_attr must name an edge attribute, got {weight_attr!r}")
     weights: list[Tensor | None] = []
-    for edge_type, (_, col, perm) in zip(edges.edge_types, edges.csc):
-        weight = _named_weight(data, edge_type, weight_attr)
+    for weight, (_, col, perm) in zip(named, edges.csc):
         if weight is not None:
             _check_values("weight_attr", weight, col.numel(), "edge")
         weights.append(torch.ones(col.numel()) if weight is None else _in_csc_order(weight, perm))
@@ -171,14 +175,9 @@ def _named_weight(data: Any, edge_type: Any, name: str) -> Tensor | None:
         for attr in data[0].get_all_tensor_attrs():
             if attr.attr_name == name and attr.group_name == edge_type:
                 return _whole_tensor(data[0], attr)
-        store: Any = {}
-    else:
-        store = data if edge_type is None else data[edge_type]
-    if name in store:
-        return store[name]
-    if edge_type is None or isinstance(data, tuple):
-        raise ValueError(f"NeighborSampler: weight_attr must name an edge attribute, got {name!r}")
-    return None
+        return None
+    store = data if edge_type is None else data[edge_type]
+    return store.get(name, None)
 
 
 def _in_csc_order(values: Tensor, perm: Tensor | None) -> Tensor:

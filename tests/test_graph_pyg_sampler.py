@@ -218,6 +218,35 @@ def test_feature_store_and_graph_store():
         assert torch.equal(a.e_id, b.e_id)
 
 
+def test_weights_and_times_in_stores():
+    """Nodes and edges of a homogeneous graph share a name: times of edges are told by their number."""
+    features, graph = MyFeatureStore(), MyGraphStore()
+    graph.put_edge_index(torch.tensor([[1, 2], [0, 0]]), edge_type=None, layout="coo", size=(3, 3))
+    features.put_tensor(torch.tensor([5, 1]), group_name=None, attr_name="edge_time", index=None)
+    features.put_tensor(torch.tensor([9, 1, 5]), group_name=None, attr_name="time", index=None)
+    inputs = NodeSamplerInput(input_id=None, node=torch.tensor([0]), time=torch.tensor([3]))
+    for name, expected in (("edge_time", [1]), ("time", [0])):
+        sampler = NeighborSampler((features, graph), [-1], time_attr=name)
+        assert sampler.sample_from_nodes(inputs).edge.tolist() == expected
+
+
+def test_edge_types_without_weights_count_as_ones():
+    data = heterogeneous()
+    del data["user", "knows", "user"].weight
+    features, graph = MyFeatureStore(), MyGraphStore()
+    for edge_type in data.edge_types:
+        size = (data[edge_type[0]].num_nodes, data[edge_type[2]].num_nodes)
+        graph.put_edge_index(data[edge_type].edge_index, edge_type=edge_type, layout="coo", size=size)
+        if "weight" in data[edge_type]:
+            features.put_tensor(data[edge_type].weight, group_name=edge_type, attr_name="weight", index=None)
+    inputs = NodeSamplerInput(input_id=None, node=torch.arange(9), input_type="item")
+    for source in (data, (features, graph)):
+        out = NeighborSampler(source, [3, 2], weight_attr="weight").sample_from_nodes(inputs)
+        assert out.edge["user", "knows", "user"].numel() > 9
+        with pytest.raises(ValueError, match="NeighborSampler: weight_attr must name an edge attribute, got 'mass'"):
+            NeighborSampler(source, [3, 2], weight_attr="mass")
+
+
 def test_same_batches_for_any_number_of_workers():
     data = homogeneous()
     sampler = NeighborSampler(data, [4, 3], weight_attr="weight", seed=3)
