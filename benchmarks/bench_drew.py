@@ -48,7 +48,9 @@ Of the 1.05 s of above the products are then 0.47 s, 54 GFLOP/s: at 61 the step 
 cleared either, 1.3x in all, about 4x the paper's way. Tiles that carry rows further than now (gathered, multiplied and
 measured in blocks of a few rows) cannot gain more: a norm needs its statistics over all nodes before the nonlinearity,
 and its gradient two sums over all nodes before a message has one, so that every message is written and read between.
-Nor can 8x be had here: it would leave nothing for all that is not a product. No step by larger tiles was built.
+Nor can 8x be had here: it would leave nothing for all that is not a product. No step by larger tiles was built. The
+165 products one by one in tiles of 256 rows, as torch computes them: 0.76 to 0.90 s where whole ones took 0.64 to 0.77
+and our step 1.22 to 1.32 s, in turns (the paper's way 3.9 to 5.4 s right after): only the 30 long ones gain by tiles.
 """
 
 from __future__ import annotations
