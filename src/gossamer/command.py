@@ -143,11 +143,11 @@ def _differing_operators() -> list[str]:
 
 def _shared_memory() -> Line:
     if not os.path.isdir("/dev/shm"):
-        return "note", "shared memory", "no /dev/shm: loaders with worker processes cannot run"
+        return "note", "shared memory", "no /dev/shm, which torch's loaders with workers need"
     free = shutil.disk_usage("/dev/shm").free
     text = f"{free / 2**20:,.0f} MiB free in /dev/shm"
     if free < MIN_SHARED_MEMORY:
-        return "note", "shared memory", f"{text}: too little for loaders (in a container: --shm-size=1g)"
+        return "note", "shared memory", f"{text}: little for torch's loaders with workers (in a container: --shm-size=1g)"
     return "ok", "shared memory", text
 
 
