@@ -147,7 +147,7 @@ def _shared_memory() -> Line:
     free = shutil.disk_usage("/dev/shm").free
     text = f"{free / 2**20:,.0f} MiB free in /dev/shm"
     if free < MIN_SHARED_MEMORY:
-        return "note", "shared memory", f"{text}: little for torch's loaders with workers (in a container: --shm-size=1g)"
+        return "note", "shared memory", f"{text}: little for torch's loaders (in a container: --shm-size=1g)"
     return "ok", "shared memory", text
 
 
