@@ -211,25 +211,43 @@ inline void score_tile(const uint32_t* q, const char* const* keys, int64_t steps
 template <typename Dot, int kRows>
 constexpr bool kAlong = kLanes == 8 && (kRows == 2 || kRows == 4) && Dot::kPositions == 1;
 
-// The scores of kChunk keys, in the layout of score_tile.
+// The scores of kChunk keys, in the layout of score_tile. Every row and key has two sums, for the two halves of a word
+// or for even and odd steps: with one, four rows were too few to hide the latency of the multiplication.
 //   q [steps][kLevels][kRows][kLanes] words, keys: kChunk rows of steps * kLanes words
 template <typename Dot, int kRows>
 inline void score_along(const uint32_t* q, const char* const* keys, int64_t steps, float factor, float* scores) {
-  constexpr int kChunk = kLanes / kRows;
-  Vector sums[kLanes] = {};
+  constexpr int kChunk = kLanes / kRows, kKeys = std::max(4 / kRows, 1);  // keys that share the loads of the queries
+  Vector sums[kLanes];
 #pragma GCC unroll 4
-  for (int c = 0; c < kChunk; ++c) {
-    const uint32_t* rows = q;
-    for (int64_t s = 0; s < steps; ++s) {
-      const Words word = Dot::load(keys[c], s * kLanes);
+  for (int c = 0; c < kChunk; c += kKeys) {
+    Vector acc[2][kKeys][kRows] = {};
+    const auto step = [&](int64_t s, int sum) {
+      Words word[kKeys];
+#pragma GCC unroll 2
+      for (int k = 0; k < kKeys; ++k) word[k] = Dot::load(keys[c + k], s * kLanes);
 #pragma GCC unroll 2
       for (int l = 0; l < Dot::kLevels; ++l) {
-        const Words part = Dot::part(word, l);
+        const int which = Dot::kLevels == 2 ? l : sum;
 #pragma GCC unroll 4
-        for (int r = 0; r < kRows; ++r, rows += kLanes) {
-          sums[r * kChunk + c] = Dot::mul_add(sums[r * kChunk + c], load_words(rows), part);
+        for (int r = 0; r < kRows; ++r) {
+          const Words row = load_words(q + ((s * Dot::kLevels + l) * kRows + r) * kLanes);
+#pragma GCC unroll 2
+          for (int k = 0; k < kKeys; ++k) {
+            acc[which][k][r] = Dot::mul_add(acc[which][k][r], row, Dot::part(word[k], l));
+          }
         }
       }
+    };
+    int64_t s = 0;
+    for (; s + 2 <= steps; s += 2) {
+      step(s, 0);
+      step(s + 1, 1);
+    }
+    if (s < steps) step(s, 0);
+#pragma GCC unroll 2
+    for (int k = 0; k < kKeys; ++k) {
+#pragma GCC unroll 4
+      for (int r = 0; r < kRows; ++r) sums[r * kChunk + c + k] = acc[0][k][r] + acc[1][k][r];
     }
   }
   Float::store(scores, factor * reduce_chunks(sums));
