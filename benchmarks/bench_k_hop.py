@@ -42,9 +42,9 @@ clears the result before it is written, against one pass that does neither, in t
 
 Where every result is in fresh pages (1100 faults of 4 KB for counts and kept ids, large pages for the rest) K=20 takes
 13.5 to 22 ms, with torch's sums 0.4 to 0.7 ms more; whether it is, is up to the allocator: the row for K=20 gave
-12.2 ms in one process and 21.8 (12.0 to 22.9) in another. Fresh memory of 13.3 MB alone, first touch: in pages of 4 KB 11.4 ms, the
-same asked for at once (MADV_POPULATE_WRITE) 6.8, large pages where they fit 3.5, aligned to them 2.2. Large pages for
-the kept ids too were no gain, as they are few.
+12.2 ms in one process and 21.8 (12.0 to 22.9) in another. Fresh memory of 13.3 MB alone, first touch: in pages of 4 KB
+11.4 ms, the same asked for at once (MADV_POPULATE_WRITE) 6.8, large pages where they fit 3.5, aligned to them 2.2.
+Large pages for the kept ids too were no gain, as they are few.
 
 The large graph, AVX2, 388 MB of ids, times of the operator that emits (it searches again, 50 to 60 ms of them):
 
