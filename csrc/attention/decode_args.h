@@ -41,8 +41,8 @@ inline std::tuple<Tensor, Tensor> empty_results(const Tensor& q, const Tensor& k
   GOSSAMER_CHECK(k.scalar_type() == v.scalar_type() && bytes == k_scale.has_value() &&
                      (bytes || k.scalar_type() == q.scalar_type()) && size_of(element_of(q)) > 1,
                  "decode_attention: k and v must have the type of q, or int8 or float8 with scales");
-  return {torch::stable::new_empty(q, {q.size(0), q.size(1), q.size(2), v.size(3)}),
-          torch::stable::new_empty(q, {q.size(0), q.size(1), q.size(2)}, ScalarType::Float)};
+  return {allocate(q, {q.size(0), q.size(1), q.size(2), v.size(3)}),
+          allocate(q, {q.size(0), q.size(1), q.size(2)}, ScalarType::Float)};
 }
 
 inline DecodeArgs decode_args(const Tensor& q, const Tensor& k, const Tensor& v, const OptionalTensor& seq_lens,

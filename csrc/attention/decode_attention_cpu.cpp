@@ -59,7 +59,7 @@ void run(const DecodeArgs& args, const Tensor& lse) {
   const LeafIndex index(args);
   const std::vector<int64_t> cuts = cut_shares(args, index);
   PartialStore store;
-  Tensor memory = torch::stable::new_empty(lse, {place_partials(args, index, cuts, store) * args.partial_size()});
+  Tensor memory = allocate(lse, {place_partials(args, index, cuts, store) * args.partial_size()});
   store.data = memory.mutable_data_ptr<float>();
   const int64_t shares = static_cast<int64_t>(cuts.size()) - 1;
   torch::stable::parallel_for(0, shares, 1, [&](int64_t begin, int64_t end) {

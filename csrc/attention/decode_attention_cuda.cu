@@ -281,8 +281,8 @@ template <int kPerLane>
 void launch(const DecodeArgs& args, const Tensor& q) {
   const int64_t num_leaves = std::max<int64_t>(1, (args.max_len + kLeafKeys - 1) / kLeafKeys);
   const int64_t pairs = args.batch * args.num_kv_heads;
-  Tensor partials = torch::stable::new_empty(q, {pairs * num_leaves * args.partial_size()}, ScalarType::Float);
-  Tensor chains = torch::stable::new_empty(q, {2, may_share(args) ? num_leaves * args.batch : 0}, ScalarType::Int);
+  Tensor partials = allocate(q, {pairs * num_leaves * args.partial_size()}, ScalarType::Float);
+  Tensor chains = allocate(q, {2, may_share(args) ? num_leaves * args.batch : 0}, ScalarType::Int);
   const int64_t bytes = sizeof(float) * ((kRows + kTile) * args.key_dim + kTile * args.value_dim);
   GOSSAMER_CHECK(pairs * num_leaves < (int64_t{1} << 31), "decode_attention: k must have fewer than 2^31 leaves");
   int *before = nullptr, *next = nullptr;

@@ -18,8 +18,8 @@ std::tuple<Tensor, Tensor> quantize_rows_cpu(const Tensor& x, int64_t bits, int6
   GOSSAMER_CHECK_TENSOR(x, 2, "quantize_rows");
   GOSSAMER_CHECK(bits == 8 || bits == 4, "quantize_rows: bits must be 8 or 4, got ", bits);
   const int64_t num_rows = x.size(0), num_features = x.size(1);
-  Tensor codes = torch::stable::new_empty(x, {num_rows, (num_features * bits + 7) / 8}, ScalarType::Byte);
-  Tensor scale = torch::stable::new_empty(x, {num_rows}, ScalarType::Float);
+  Tensor codes = allocate(x, {num_rows, (num_features * bits + 7) / 8}, ScalarType::Byte);
+  Tensor scale = allocate(x, {num_rows}, ScalarType::Float);
   dispatch_type(x, [&](auto scalar) {
     using scalar_t = decltype(scalar);
     const scalar_t* source = x.const_data_ptr<scalar_t>();
@@ -39,7 +39,7 @@ Tensor dequantize_rows_cpu(const Tensor& codes, const Tensor& scale, int64_t num
   GOSSAMER_CHECK_TENSOR(scale, 1, "dequantize_rows");
   GOSSAMER_CHECK(codes.size(0) == scale.size(0) && codes.size(1) == (num_features * bits + 7) / 8,
                  "dequantize_rows: codes must be of num_features and one row per scale");
-  Tensor x = torch::stable::new_empty(scale, {scale.size(0), num_features}, dtype);
+  Tensor x = allocate(scale, {scale.size(0), num_features}, dtype);
   const uint8_t* source = codes.const_data_ptr<uint8_t>();
   const float* scales = scale.const_data_ptr<float>();
   dispatch_type(x, [&](auto scalar) {

@@ -83,8 +83,8 @@ std::tuple<Tensor, Tensor> quantize_rows_cuda(const Tensor& x, int64_t bits, int
   GOSSAMER_CHECK_TENSOR(x, 2, "quantize_rows");
   GOSSAMER_CHECK(bits == 8 || bits == 4, "quantize_rows: bits must be 8 or 4, got ", bits);
   const int64_t num_rows = x.size(0), num_features = x.size(1);
-  Tensor codes = torch::stable::new_empty(x, {num_rows, (num_features * bits + 7) / 8}, ScalarType::Byte);
-  Tensor scale = torch::stable::new_empty(x, {num_rows}, ScalarType::Float);
+  Tensor codes = allocate(x, {num_rows, (num_features * bits + 7) / 8}, ScalarType::Byte);
+  Tensor scale = allocate(x, {num_rows}, ScalarType::Float);
   if (num_rows == 0) return {codes, scale};
   dispatch_type(x, [&](auto scalar) {
     using scalar_t = decltype(scalar);
@@ -103,7 +103,7 @@ Tensor dequantize_rows_cuda(const Tensor& codes, const Tensor& scale, int64_t nu
   GOSSAMER_CHECK_TENSOR(scale, 1, "dequantize_rows");
   GOSSAMER_CHECK(codes.size(0) == scale.size(0) && codes.size(1) == (num_features * bits + 7) / 8,
                  "dequantize_rows: codes must be of num_features and one row per scale");
-  Tensor x = torch::stable::new_empty(scale, {scale.size(0), num_features}, dtype);
+  Tensor x = allocate(scale, {scale.size(0), num_features}, dtype);
   if (x.numel() == 0) return x;
   dispatch_type(x, [&](auto scalar) {
     using scalar_t = decltype(scalar);

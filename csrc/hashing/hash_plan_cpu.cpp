@@ -14,7 +14,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> hash_plan_cpu(const Tensor& table, co
   GOSSAMER_CHECK_TENSOR(token_ids, 1, "hash_plan");
   GOSSAMER_CHECK(token_ids.scalar_type() == ScalarType::Long, "hash_plan: token_ids must be int64");
   const int64_t num_tokens = token_ids.size(0), k = table.size(1);
-  Tensor expert_ids = torch::stable::new_empty(token_ids, {num_tokens, k}, ScalarType::Int);
+  Tensor expert_ids = allocate(token_ids, {num_tokens, k}, ScalarType::Int);
   PlanTensors plan = new_plan(token_ids, num_tokens * k, num_experts);
   const RoutePlanArgs args = plan_args(plan, num_experts, -1);
   int32_t* ids = expert_ids.mutable_data_ptr<int32_t>();

@@ -25,7 +25,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> hash_plan_cuda(const Tensor& table, c
   GOSSAMER_CHECK_TENSOR(table, 2, "hash_plan");
   GOSSAMER_CHECK_TENSOR(token_ids, 1, "hash_plan");
   const int64_t k = table.size(1), num_routes = token_ids.size(0) * k;
-  Tensor expert_ids = torch::stable::new_empty(token_ids, {token_ids.size(0), k}, ScalarType::Int);
+  Tensor expert_ids = allocate(token_ids, {token_ids.size(0), k}, ScalarType::Int);
   int32_t* ids = expert_ids.mutable_data_ptr<int32_t>();
   const auto look_up = [&](const auto* entries) {
     look_up_kernel<<<num_blocks(num_routes, kThreads), kThreads, 0, current_stream(table)>>>(

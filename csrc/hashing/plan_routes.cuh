@@ -95,7 +95,7 @@ struct PlanTensors {
 template <typename index_t>
 PlanTensors plan_routes(const Tensor& like, const index_t* expert_ids, int64_t num_routes, int64_t num_experts,
                         int64_t capacity) {
-  const auto make = [&](int64_t size) { return torch::stable::new_empty(like, {size}, ScalarType::Int); };
+  const auto make = [&](int64_t size) { return allocate(like, {size}, ScalarType::Int); };
   const int64_t num_chunks = (num_routes + kRoutesPerChunk - 1) / kRoutesPerChunk;
   PlanTensors plan{make(num_routes), make(num_experts + 1), make(num_routes)};
   Tensor counts = make(num_chunks * num_experts);

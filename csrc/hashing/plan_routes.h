@@ -44,7 +44,7 @@ struct PlanTensors {
 // Unused positions of order (dropped routes) hold -1.
 inline PlanTensors new_plan(const Tensor& like, int64_t num_routes, int64_t num_experts) {
   GOSSAMER_CHECK(num_routes <= std::numeric_limits<int32_t>::max(), "route_plan: more than 2^31 - 1 routes");
-  const auto make = [&](int64_t size) { return torch::stable::new_empty(like, {size}, ScalarType::Int); };
+  const auto make = [&](int64_t size) { return allocate(like, {size}, ScalarType::Int); };
   return {make(num_routes), make(num_experts + 1), make(num_routes)};
 }
 

@@ -45,8 +45,8 @@ std::tuple<Tensor, Tensor> combine_backward_cpu(const Tensor& grad, const Tensor
                                                 const OptionalTensor& gates) {
   GOSSAMER_CHECK_TENSOR(grad, 2, "combine_backward");
   GOSSAMER_CHECK_TENSOR(y, 2, "combine_backward");
-  Tensor grad_y = with_huge_pages(torch::stable::new_empty(y, {y.size(0), y.size(1)}));
-  Tensor grad_gates = gates.has_value() ? torch::stable::empty_like(*gates) : torch::stable::new_empty(y, {0});
+  Tensor grad_y = with_huge_pages(allocate(y, {y.size(0), y.size(1)}));
+  Tensor grad_gates = gates.has_value() ? torch::stable::empty_like(*gates) : allocate(y, {0});
   if (grad.size(0) == 0) return {grad_y, grad_gates};
   switch (y.scalar_type()) {
     case ScalarType::Float: run<float>(grad, y, inverse, gates, grad_y, grad_gates); break;

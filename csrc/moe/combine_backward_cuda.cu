@@ -36,8 +36,8 @@ std::tuple<Tensor, Tensor> combine_backward_cuda(const Tensor& grad, const Tenso
   const torch::stable::accelerator::DeviceGuard guard(y.get_device_index());
   GOSSAMER_CHECK_TENSOR(grad, 2, "combine_backward");
   GOSSAMER_CHECK_TENSOR(y, 2, "combine_backward");
-  Tensor grad_y = torch::stable::new_empty(y, {y.size(0), y.size(1)});
-  Tensor grad_gates = gates.has_value() ? torch::stable::empty_like(*gates) : torch::stable::new_empty(y, {0});
+  Tensor grad_y = allocate(y, {y.size(0), y.size(1)});
+  Tensor grad_gates = gates.has_value() ? torch::stable::empty_like(*gates) : allocate(y, {0});
   const int64_t num_routes = inverse.numel();
   if (num_routes == 0) return {grad_y, grad_gates};
   for_scalar_type(y, "combine_backward: y must be float32, float64, bfloat16 or float16", [&](auto scalar) {

@@ -34,7 +34,7 @@ Tensor combine_cpu(const Tensor& y, const Tensor& inverse, const OptionalTensor&
   GOSSAMER_CHECK_TENSOR(y, 2, "combine");
   GOSSAMER_CHECK(k >= 1 && inverse.numel() % k == 0, "combine: plan must have k routes per token");
   GOSSAMER_CHECK(!gates.has_value() || gates->numel() == inverse.numel(), "combine: gates must be [num_tokens, k]");
-  Tensor out = with_huge_pages(torch::stable::new_empty(y, {inverse.numel() / k, y.size(1)}));
+  Tensor out = with_huge_pages(allocate(y, {inverse.numel() / k, y.size(1)}));
   switch (y.scalar_type()) {
     case ScalarType::Float: run<float>(y, inverse, gates, k, out); break;
     case ScalarType::Double: run<double>(y, inverse, gates, k, out); break;

@@ -26,7 +26,7 @@ __global__ void combine_kernel(const scalar_t* __restrict__ y, const int32_t* __
 Tensor combine_cuda(const Tensor& y, const Tensor& inverse, const OptionalTensor& gates, int64_t k) {
   const torch::stable::accelerator::DeviceGuard guard(y.get_device_index());
   GOSSAMER_CHECK_TENSOR(y, 2, "combine");
-  Tensor out = torch::stable::new_empty(y, {inverse.numel() / k, y.size(1)});
+  Tensor out = allocate(y, {inverse.numel() / k, y.size(1)});
   if (out.numel() == 0) return out;
   for_scalar_type(y, "combine: y must be float32, float64, bfloat16 or float16", [&](auto scalar) {
     using scalar_t = decltype(scalar);

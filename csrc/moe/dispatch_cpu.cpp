@@ -14,7 +14,7 @@ Tensor dispatch_cpu(const Tensor& x, const Tensor& order, const Tensor&, int64_t
   GOSSAMER_CHECK_TENSOR(x, 2, "dispatch");
   const int64_t num_routes = order.size(0), row_bytes = x.size(1) * x.element_size();
   const int32_t* routes = checked_indices(order, 0, x.size(0) * k, "dispatch: plan must be of this x");
-  Tensor out = with_huge_pages(torch::stable::new_empty(x, {num_routes, x.size(1)}));
+  Tensor out = with_huge_pages(allocate(x, {num_routes, x.size(1)}));
   if (out.numel() == 0) return out;
   const char* in = static_cast<const char*>(x.const_data_ptr());
   char* result = static_cast<char*>(out.mutable_data_ptr());

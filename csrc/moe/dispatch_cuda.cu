@@ -20,7 +20,7 @@ __global__ void dispatch_kernel(const scalar_t* __restrict__ x, const int32_t* _
 Tensor dispatch_cuda(const Tensor& x, const Tensor& order, const Tensor&, int64_t k) {
   const torch::stable::accelerator::DeviceGuard guard(x.get_device_index());
   GOSSAMER_CHECK_TENSOR(x, 2, "dispatch");
-  Tensor out = torch::stable::new_empty(x, {order.size(0), x.size(1)});
+  Tensor out = allocate(x, {order.size(0), x.size(1)});
   if (out.numel() == 0) return out;
   for_scalar_type(x, "dispatch: x must be float32, float64, bfloat16 or float16", [&](auto scalar) {
     using scalar_t = decltype(scalar);

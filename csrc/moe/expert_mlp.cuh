@@ -66,7 +66,7 @@ static __global__ void invert_kernel(const int32_t* __restrict__ order, int32_t*
 }
 
 inline Tensor inverse_of(const Tensor& order, int64_t num_routes) {
-  Tensor inverse = torch::stable::new_empty(order, {num_routes});
+  Tensor inverse = allocate(order, {num_routes});
   torch::stable::fill_(inverse, -1);
   invert_kernel<<<num_blocks(order.size(0), kExpertThreads), kExpertThreads, 0, current_stream(order)>>>(
       order.const_data_ptr<int32_t>(), inverse.mutable_data_ptr<int32_t>(), order.size(0), num_routes);

@@ -63,16 +63,16 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> expert_mlp_backward_cpu(const Tensor&
                  "expert_mlp_backward: grad and hidden must be of the forward");
   Tensor sums = new_sums(x);
   const int64_t num_panels = (d_ff + 3) / 4;
-  Tensor grad_x = torch::stable::new_empty(x, {x.size(0), x.size(1)});
-  Tensor grad_gates = torch::stable::new_empty(sums, {gates.has_value() ? x.size(0) : 0, k});
-  Tensor gate_parts = torch::stable::new_empty(sums, {gates.has_value() ? num_routes : 0, num_panels});
+  Tensor grad_x = allocate(x, {x.size(0), x.size(1)});
+  Tensor grad_gates = allocate(sums, {gates.has_value() ? x.size(0) : 0, k});
+  Tensor gate_parts = allocate(sums, {gates.has_value() ? num_routes : 0, num_panels});
   torch::stable::fill_(grad_gates, 0.0);
   torch::stable::fill_(gate_parts, 0.0);
   const int64_t num_experts = weights ? w_in.size(0) : 0;
-  Tensor grad_w_in = with_huge_pages(torch::stable::new_empty(w_in, {num_experts, d_hidden, x.size(1)}));
-  Tensor grad_w_out = with_huge_pages(torch::stable::new_empty(w_out, {num_experts, x.size(1), d_ff}));
-  Tensor activated = with_huge_pages(torch::stable::new_empty(x, {num_routes, d_ff}));
-  Tensor grad_hidden = with_huge_pages(torch::stable::new_empty(x, {num_routes, d_hidden}));
+  Tensor grad_w_in = with_huge_pages(allocate(w_in, {num_experts, d_hidden, x.size(1)}));
+  Tensor grad_w_out = with_huge_pages(allocate(w_out, {num_experts, x.size(1), d_ff}));
+  Tensor activated = with_huge_pages(allocate(x, {num_routes, d_ff}));
+  Tensor grad_hidden = with_huge_pages(allocate(x, {num_routes, d_hidden}));
   const auto launch = [&](auto scalar) {
     using scalar_t = decltype(scalar);
     using acc_t = typename ExpertArgs<scalar_t>::acc_t;

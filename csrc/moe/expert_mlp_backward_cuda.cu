@@ -100,12 +100,12 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> expert_mlp_backward_cuda(const Tensor
   const int64_t num_positions = order.size(0), d_hidden = w_in.size(1), d_ff = w_out.size(2), d_model = x.size(1);
   const ScalarType sums = x.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
   const int64_t num_experts = weights ? w_in.size(0) : 0;
-  Tensor grad_x = torch::stable::new_empty(x, {x.size(0), d_model});
-  Tensor grad_gates = torch::stable::new_empty(x, {gates.has_value() ? x.size(0) : 0, k}, sums);
-  Tensor grad_w_in = torch::stable::new_empty(w_in, {num_experts, d_hidden, d_model});
-  Tensor grad_w_out = torch::stable::new_empty(w_out, {num_experts, d_model, d_ff});
-  Tensor activated = torch::stable::new_empty(x, {num_positions, d_ff});
-  Tensor grad_hidden = torch::stable::new_empty(x, {num_positions, d_hidden});
+  Tensor grad_x = allocate(x, {x.size(0), d_model});
+  Tensor grad_gates = allocate(x, {gates.has_value() ? x.size(0) : 0, k}, sums);
+  Tensor grad_w_in = allocate(w_in, {num_experts, d_hidden, d_model});
+  Tensor grad_w_out = allocate(w_out, {num_experts, d_model, d_ff});
+  Tensor activated = allocate(x, {num_positions, d_ff});
+  Tensor grad_hidden = allocate(x, {num_positions, d_hidden});
   torch::stable::fill_(grad_gates, 0.0);
   const Tensor inverse = inverse_of(order, x.size(0) * k);
   const cudaStream_t stream = current_stream(x);

@@ -37,11 +37,11 @@ std::tuple<Tensor, Tensor> expert_mlp_cpu(const Tensor& x, const Tensor& order, 
                                           int64_t k, std::string activation, double limit, bool save_hidden) {
   check_expert_tensors("expert_mlp", x, order, offsets, w_in, w_out, k);
   const int64_t num_routes = order.size(0), d_hidden = w_in.size(1);
-  Tensor out = torch::stable::new_empty(x, {x.size(0), x.size(1)});
-  Tensor hidden = with_huge_pages(torch::stable::new_empty(x, {save_hidden ? num_routes : 0, d_hidden}));
+  Tensor out = allocate(x, {x.size(0), x.size(1)});
+  Tensor hidden = with_huge_pages(allocate(x, {save_hidden ? num_routes : 0, d_hidden}));
   const auto launch = [&](auto scalar) {
     using scalar_t = decltype(scalar);
-    Tensor activated = with_huge_pages(torch::stable::new_empty(x, {num_routes, w_out.size(2)}));
+    Tensor activated = with_huge_pages(allocate(x, {num_routes, w_out.size(2)}));
     Tensor sums = new_sums(x);
     auto args = expert_args<scalar_t>(x, order, offsets, gates, w_in, w_out, k, activation, limit);
     args.hidden = save_hidden ? hidden.mutable_data_ptr<scalar_t>() : nullptr;

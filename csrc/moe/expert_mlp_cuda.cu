@@ -56,9 +56,9 @@ std::tuple<Tensor, Tensor> expert_mlp_cuda(const Tensor& x, const Tensor& order,
   GOSSAMER_CHECK_TENSOR(w_in, 3, "expert_mlp");
   GOSSAMER_CHECK_TENSOR(w_out, 3, "expert_mlp");
   const int64_t num_positions = order.size(0);
-  Tensor out = torch::stable::new_empty(x, {x.size(0), x.size(1)});
-  Tensor hidden = torch::stable::new_empty(x, {save_hidden ? num_positions : 0, w_in.size(1)});
-  Tensor activated = torch::stable::new_empty(x, {num_positions, w_out.size(2)});
+  Tensor out = allocate(x, {x.size(0), x.size(1)});
+  Tensor hidden = allocate(x, {save_hidden ? num_positions : 0, w_in.size(1)});
+  Tensor activated = allocate(x, {num_positions, w_out.size(2)});
   if (out.numel() == 0) return {out, hidden};
   const Tensor inverse = inverse_of(order, x.size(0) * k);
   for_scalar_type(x, "expert_mlp: x must be float32, float64, bfloat16 or float16", [&](auto scalar) {

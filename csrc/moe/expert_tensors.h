@@ -43,7 +43,7 @@ inline int64_t largest_count(const int32_t* offsets, int64_t num_experts) {
 // Sums over experts are kept in float32, or float64 for float64.
 inline Tensor new_sums(const Tensor& x) {
   const ScalarType type = x.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
-  Tensor sums = with_huge_pages(torch::stable::new_empty(x, {x.size(0), x.size(1)}, type));
+  Tensor sums = with_huge_pages(allocate(x, {x.size(0), x.size(1)}, type));
   return torch::stable::fill_(sums, 0.0);
 }
 

@@ -43,9 +43,9 @@ std::tuple<Tensor, Tensor> hash_gate_backward_cpu(const Tensor& grad, const Tens
   const int32_t* ids = expert_ids.const_data_ptr<int32_t>();
   const bool valid = std::all_of(ids, ids + num_tokens * k, [&](int32_t e) { return e >= 0 && e < num_experts; });
   GOSSAMER_CHECK(valid, "hash_gate_backward: expert_ids must be in [0, num_experts)");
-  Tensor grad_x = torch::stable::new_empty(x, {num_tokens, dim});
-  Tensor grad_weight = torch::stable::new_empty(weight, {num_experts, dim});
-  Tensor grad_logits = torch::stable::new_empty(logits, {num_tokens, k});
+  Tensor grad_x = allocate(x, {num_tokens, dim});
+  Tensor grad_weight = allocate(weight, {num_experts, dim});
+  Tensor grad_logits = allocate(logits, {num_tokens, k});
   const auto launch = [&](auto scalar) {
     using scalar_t = decltype(scalar);
     for_isa<scalar_t>([&](auto args, auto by_tokens, auto by_columns) {

@@ -62,9 +62,9 @@ std::tuple<Tensor, Tensor> hash_gate_backward_cuda(const Tensor& grad, const Ten
   GOSSAMER_CHECK_TENSOR(x, 2, "hash_gate_backward");
   GOSSAMER_CHECK_TENSOR(weight, 2, "hash_gate_backward");
   const int64_t num_tokens = x.size(0), num_experts = weight.size(0), dim = x.size(1), k = expert_ids.size(1);
-  Tensor grad_x = torch::stable::new_empty(x, {num_tokens, dim});
-  Tensor grad_weight = torch::stable::new_empty(weight, {num_experts, dim});
-  Tensor grad_logits = torch::stable::new_empty(logits, {num_tokens, k});
+  Tensor grad_x = allocate(x, {num_tokens, dim});
+  Tensor grad_weight = allocate(weight, {num_experts, dim});
+  Tensor grad_logits = allocate(logits, {num_tokens, k});
   for_scalar_type(x, "hash_gate_backward: x must be float32, float64, bfloat16 or float16", [&](auto scalar) {
     using scalar_t = decltype(scalar);
     using acc_t = Accumulator<scalar_t>;

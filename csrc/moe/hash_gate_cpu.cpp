@@ -35,9 +35,9 @@ std::tuple<Tensor, Tensor, Tensor> hash_gate_cpu(const Tensor& x, const Tensor& 
   GOSSAMER_CHECK(weight.scalar_type() == x.scalar_type(), "hash_gate: weight must be of the type of x");
   const int64_t num_tokens = x.size(0), k = table.size(1);
   const auto sums = x.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
-  Tensor expert_ids = torch::stable::new_empty(token_ids, {num_tokens, k}, ScalarType::Int);
-  Tensor gates = torch::stable::new_empty(x, {num_tokens, k}, sums);
-  Tensor logits = torch::stable::new_empty(x, {num_tokens, k}, sums);
+  Tensor expert_ids = allocate(token_ids, {num_tokens, k}, ScalarType::Int);
+  Tensor gates = allocate(x, {num_tokens, k}, sums);
+  Tensor logits = allocate(x, {num_tokens, k}, sums);
   int32_t* ids = expert_ids.mutable_data_ptr<int32_t>();
   look_up_experts(table, token_ids, weight.size(0), ids);
   const auto launch = [&](auto scalar) {

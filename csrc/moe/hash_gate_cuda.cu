@@ -46,9 +46,9 @@ std::tuple<Tensor, Tensor, Tensor> hash_gate_cuda(const Tensor& x, const Tensor&
                  "hash_gate: tensors must fit");
   const int64_t num_tokens = x.size(0), k = table.size(1);
   const auto sums = x.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
-  Tensor expert_ids = torch::stable::new_empty(token_ids, {num_tokens, k}, ScalarType::Int);
-  Tensor gates = torch::stable::new_empty(x, {num_tokens, k}, sums);
-  Tensor logits = torch::stable::new_empty(x, {num_tokens, k}, sums);
+  Tensor expert_ids = allocate(token_ids, {num_tokens, k}, ScalarType::Int);
+  Tensor gates = allocate(x, {num_tokens, k}, sums);
+  Tensor logits = allocate(x, {num_tokens, k}, sums);
   if (expert_ids.numel() == 0) return {gates, logits, expert_ids};
   for_scalar_type(x, "hash_gate: x must be float32, float64, bfloat16 or float16", [&](auto scalar) {
     using scalar_t = decltype(scalar);

@@ -39,7 +39,7 @@ Tensor top_k_gate_backward_cpu(const Tensor& grad, const OptionalTensor& grad_su
   const int32_t* ids = expert_ids.const_data_ptr<int32_t>();
   const bool valid = std::all_of(ids, ids + expert_ids.numel(), [&](int32_t e) { return e >= 0 && e < num_experts; });
   GOSSAMER_CHECK(valid, "top_k_gate_backward: expert_ids must be in [0, num_experts)");
-  Tensor grad_logits = torch::stable::new_empty(logits, {num_tokens, num_experts});
+  Tensor grad_logits = allocate(logits, {num_tokens, num_experts});
   const auto launch = [&](auto scalar) {
     using scalar_t = decltype(scalar);
     for_isa<scalar_t>([&](auto args, auto loop) {

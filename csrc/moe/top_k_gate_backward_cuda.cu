@@ -91,7 +91,7 @@ Tensor top_k_gate_backward_cuda(const Tensor& grad, const OptionalTensor& grad_s
                      expert_ids.numel() == grad.numel() && normalizers.numel() == num_tokens &&
                      (!grad_sums.has_value() || grad_sums->numel() == num_experts),
                  "top_k_gate_backward: tensors must be those of the forward");
-  Tensor grad_logits = torch::stable::new_empty(logits, {num_tokens, num_experts});
+  Tensor grad_logits = allocate(logits, {num_tokens, num_experts});
   if (num_tokens == 0) return grad_logits;
   const auto launch = [&](auto scalar) {
     using scalar_t = decltype(scalar);

@@ -94,11 +94,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> top_k
   const Score score = score_named(name);
   check(logits, bias, k, score, num_groups, top_groups);
   const int64_t num_tokens = logits.size(0), num_experts = logits.size(1), num_routes = num_tokens * k;
-  Tensor gates = torch::stable::new_empty(logits, {num_tokens, k});
-  Tensor expert_ids = torch::stable::new_empty(logits, {num_tokens, k}, ScalarType::Int);
-  Tensor locations = torch::stable::new_empty(logits, {num_tokens, k}, ScalarType::Int);
-  Tensor normalizers = torch::stable::new_empty(logits, {num_tokens});
-  Tensor score_sums = torch::stable::new_empty(logits, {sums ? num_experts : 0});
+  Tensor gates = allocate(logits, {num_tokens, k});
+  Tensor expert_ids = allocate(logits, {num_tokens, k}, ScalarType::Int);
+  Tensor locations = allocate(logits, {num_tokens, k}, ScalarType::Int);
+  Tensor normalizers = allocate(logits, {num_tokens});
+  Tensor score_sums = allocate(logits, {sums ? num_experts : 0});
   const auto gate = [&](auto scalar) {
     using scalar_t = decltype(scalar);
     gate_tokens(logits, bias, gates, expert_ids, normalizers, sums ? score_sums.mutable_data_ptr<scalar_t>() : nullptr,

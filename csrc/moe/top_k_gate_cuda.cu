@@ -179,7 +179,7 @@ template <typename scalar_t>
 void sum_scores(const Tensor& logits, const Tensor& normalizers, Tensor& score_sums, Score score) {
   const int64_t num_tokens = logits.size(0), num_experts = logits.size(1);
   const int64_t num_parts = (num_tokens + kTokensPerSum - 1) / kTokensPerSum;
-  Tensor parts = torch::stable::new_empty(logits, {num_parts, num_experts});
+  Tensor parts = allocate(logits, {num_parts, num_experts});
   const unsigned columns = num_blocks(num_experts, kGateThreads);
   const cudaStream_t stream = current_stream(logits);
   sum_tokens_kernel<<<dim3(columns, num_blocks(std::min<int64_t>(num_parts, 65535), 1)), kGateThreads, 0, stream>>>(
@@ -201,11 +201,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> top_k
           top_groups >= 1 && top_groups <= num_groups && k >= 1 && k <= top_groups * (num_experts / num_groups) &&
           (!bias.has_value() || (bias->numel() == num_experts && bias->scalar_type() == logits.scalar_type())),
       "top_k_gate: arguments must fit");
-  Tensor gates = torch::stable::new_empty(logits, {num_tokens, k});
-  Tensor expert_ids = torch::stable::new_empty(logits, {num_tokens, k}, ScalarType::Int);
-  Tensor locations = torch::stable::new_empty(logits, {num_tokens, k}, ScalarType::Int);
-  Tensor normalizers = torch::stable::new_empty(logits, {num_tokens});
-  Tensor score_sums = torch::stable::new_empty(logits, {sums ? num_experts : 0});
+  Tensor gates = allocate(logits, {num_tokens, k});
+  Tensor expert_ids = allocate(logits, {num_tokens, k}, ScalarType::Int);
+  Tensor locations = allocate(logits, {num_tokens, k}, ScalarType::Int);
+  Tensor normalizers = allocate(logits, {num_tokens});
+  Tensor score_sums = allocate(logits, {sums ? num_experts : 0});
   const auto gate = [&](auto scalar) {
     using scalar_t = decltype(scalar);
     const GateArgs<scalar_t> args{logits.const_data_ptr<scalar_t>(),

@@ -16,7 +16,7 @@ Tensor balanced_forman_curvature_cpu(const Tensor& rowptr, const Tensor& col) {
   const rewiring::SimpleRows rows{rowptr.const_data_ptr<int64_t>(), col.const_data_ptr<int32_t>()};
   GOSSAMER_CHECK(num_nodes >= 0 && rewiring::is_simple(rows, num_nodes, col.numel()),
                  "balanced_forman_curvature: rows must be those of a simple undirected graph");
-  Tensor out = torch::stable::new_empty(col, {col.numel()}, ScalarType::Double);
+  Tensor out = allocate(col, {col.numel()}, ScalarType::Double);
   double* values = out.mutable_data_ptr<double>();
   const int64_t grain = std::max(kGrainNodes, num_nodes / (4 * torch::stable::get_num_threads()));
   torch::stable::parallel_for(0, num_nodes, grain, [&](int64_t begin, int64_t end) {

@@ -205,16 +205,16 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> drew_gcn_backward_cpu(
                  hop_weight, rowptr_t, col_t);
   const int64_t num_nodes = grad.size(0), num_features = grad.size(1), hops = plan.num_hops();
   const bool kept = messages.size(0) == hops;
-  Tensor grad_x = torch::stable::new_empty(grad, {need_grad_x ? num_nodes : 0, num_features});
-  Tensor grad_states = with_huge_pages(torch::stable::new_empty(grad, {plan.num_layers - 1, num_nodes, num_features}));
+  Tensor grad_x = allocate(grad, {need_grad_x ? num_nodes : 0, num_features});
+  Tensor grad_states = with_huge_pages(allocate(grad, {plan.num_layers - 1, num_nodes, num_features}));
   Tensor grad_weight = torch::stable::empty_like(weight);
   Tensor grad_gamma = torch::stable::empty_like(gamma);
   Tensor grad_beta = torch::stable::empty_like(beta);
-  Tensor grad_hop_weight = torch::stable::new_empty(gamma, {hops});
+  Tensor grad_hop_weight = allocate(gamma, {hops});
   for (Tensor* tensor : {&grad_weight, &grad_gamma, &grad_beta, &grad_hop_weight}) torch::stable::zero_(*tensor);
   if (grad.numel() == 0) return {grad_x, grad_weight, grad_gamma, grad_beta, grad_hop_weight};
   const int64_t again = kept ? 0 : widest_layer(plan);
-  Tensor scratch = with_huge_pages(torch::stable::new_empty(grad, {again + 2, num_nodes, num_features}));
+  Tensor scratch = with_huge_pages(allocate(grad, {again + 2, num_nodes, num_features}));
   dispatch_drew(grad, col, [&](auto scalar, auto index) {
     using scalar_t = decltype(scalar);
     using index_t = decltype(index);

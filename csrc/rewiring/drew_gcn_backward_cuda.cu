@@ -108,15 +108,15 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> drew_gcn_backward_cuda(
   Tensor grad_weight = torch::stable::empty_like(weight);
   Tensor grad_gamma = torch::stable::empty_like(gamma);
   Tensor grad_beta = torch::stable::empty_like(beta);
-  Tensor grad_hop_weight = torch::stable::new_empty(gamma, {hops});
+  Tensor grad_hop_weight = allocate(gamma, {hops});
   for (Tensor* tensor : {&grad_weight, &grad_gamma, &grad_beta, &grad_hop_weight}) torch::stable::zero_(*tensor);
   if (size == 0) return {grad_x, grad_weight, grad_gamma, grad_beta, grad_hop_weight};
   const bool kept = messages.size(0) == hops;
   const int64_t count = num_parts(num_nodes), square = num_features * num_features;
-  Tensor scratch = torch::stable::new_empty(grad, {4, num_nodes, num_features});
-  Tensor parts = torch::stable::new_empty(grad, {count + 1, 2, num_features}, ScalarType::Double);
-  Tensor weights = torch::stable::new_empty(grad, {count, num_features, num_features});
-  Tensor coefficients = torch::stable::new_empty(grad, {3, num_features});
+  Tensor scratch = allocate(grad, {4, num_nodes, num_features});
+  Tensor parts = allocate(grad, {count + 1, 2, num_features}, ScalarType::Double);
+  Tensor weights = allocate(grad, {count, num_features, num_features});
+  Tensor coefficients = allocate(grad, {3, num_features});
   const cudaStream_t stream = current_stream(grad);
   dispatch_drew(grad, col, [&](auto scalar, auto index) {
     using scalar_t = decltype(scalar);

@@ -21,14 +21,13 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> drew_gcn_cpu(
   check_parameters(plan, x, weight, gamma, beta, hop_weight, mean, var);
   const int64_t num_nodes = x.size(0), num_features = x.size(1), hops = plan.num_hops();
   Tensor out = torch::stable::empty_like(x);
-  Tensor states = with_huge_pages(torch::stable::new_empty(x, {num_layers, num_nodes, num_features}));
-  Tensor messages = with_huge_pages(torch::stable::new_empty(x, {keep_messages ? hops : 0, num_nodes, num_features}));
-  Tensor out_mean = torch::stable::new_empty(x, {hops, num_features});
-  Tensor out_var = torch::stable::new_empty(x, {hops, num_features});
-  Tensor length = torch::stable::new_empty(x, {l2_norm ? num_layers : 0, num_nodes});
+  Tensor states = with_huge_pages(allocate(x, {num_layers, num_nodes, num_features}));
+  Tensor messages = with_huge_pages(allocate(x, {keep_messages ? hops : 0, num_nodes, num_features}));
+  Tensor out_mean = allocate(x, {hops, num_features});
+  Tensor out_var = allocate(x, {hops, num_features});
+  Tensor length = allocate(x, {l2_norm ? num_layers : 0, num_nodes});
   if (x.numel() == 0) return {out, states, messages, out_mean, out_var, length};
-  Tensor scratch =
-      with_huge_pages(torch::stable::new_empty(x, {keep_messages ? 0 : widest_layer(plan), num_nodes, num_features}));
+  Tensor scratch = with_huge_pages(allocate(x, {keep_messages ? 0 : widest_layer(plan), num_nodes, num_features}));
   dispatch_drew(x, col, [&](auto scalar, auto index) {
     using scalar_t = decltype(scalar);
     using index_t = decltype(index);

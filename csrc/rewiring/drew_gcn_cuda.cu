@@ -68,14 +68,14 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> drew_gcn_cuda(
   check_parameters(plan, x, weight, gamma, beta, hop_weight, mean, var);
   const int64_t num_nodes = x.size(0), num_features = x.size(1), hops = plan.num_hops(), size = x.numel();
   Tensor out = torch::stable::empty_like(x);
-  Tensor states = torch::stable::new_empty(x, {num_layers, num_nodes, num_features});
-  Tensor messages = torch::stable::new_empty(x, {keep_messages ? hops : 0, num_nodes, num_features});
-  Tensor out_mean = torch::stable::new_empty(x, {hops, num_features});
-  Tensor out_var = torch::stable::new_empty(x, {hops, num_features});
-  Tensor length = torch::stable::new_empty(x, {l2_norm ? num_layers : 0, num_nodes});
+  Tensor states = allocate(x, {num_layers, num_nodes, num_features});
+  Tensor messages = allocate(x, {keep_messages ? hops : 0, num_nodes, num_features});
+  Tensor out_mean = allocate(x, {hops, num_features});
+  Tensor out_var = allocate(x, {hops, num_features});
+  Tensor length = allocate(x, {l2_norm ? num_layers : 0, num_nodes});
   if (size == 0) return {out, states, messages, out_mean, out_var, length};
-  Tensor scratch = torch::stable::new_empty(x, {keep_messages ? 1 : 1 + widest_layer(plan), num_nodes, num_features});
-  Tensor parts = torch::stable::new_empty(x, {num_parts(num_nodes), 2, num_features}, ScalarType::Double);
+  Tensor scratch = allocate(x, {keep_messages ? 1 : 1 + widest_layer(plan), num_nodes, num_features});
+  Tensor parts = allocate(x, {num_parts(num_nodes), 2, num_features}, ScalarType::Double);
   const cudaStream_t stream = current_stream(x);
   dispatch_drew(x, col, [&](auto scalar, auto index) {
     using scalar_t = decltype(scalar);

@@ -25,7 +25,7 @@ Tensor fosr_cpu(const Tensor& rowptr, const Tensor& col, int64_t num_edges, int6
     rewiring.iterate();
   }
   const auto count = static_cast<int64_t>(added.size());
-  Tensor out = torch::stable::new_empty(rowptr, {2, count});
+  Tensor out = allocate(rowptr, {2, count});
   int64_t* ids = out.mutable_data_ptr<int64_t>();
   for (int64_t e = 0; e < count; ++e) {
     ids[e] = added[e].first;

@@ -61,7 +61,7 @@ Tensor diagonal_blocks_cpu(const Tensor& rowptr, const Tensor& col) {
     high = std::max(high, highest[v]);
     if (high == v && lowest[v + 1] > v) bounds.push_back(v + 1);
   }
-  Tensor blocks = torch::stable::new_empty(rowptr, {static_cast<int64_t>(bounds.size())});
+  Tensor blocks = allocate(rowptr, {static_cast<int64_t>(bounds.size())});
   std::copy(bounds.begin(), bounds.end(), blocks.mutable_data_ptr<int64_t>());
   return blocks;
 }
@@ -124,9 +124,9 @@ Tensor keep_narrow_blocks(const Search<index_t>& graph, const Tensor& blocks, in
       }
       return size;
     });
-    if (places.back() > max_kept) return torch::stable::new_empty(counts, {0}, ScalarType::Byte);
+    if (places.back() > max_kept) return allocate(counts, {0}, ScalarType::Byte);
   }
-  Tensor kept = torch::stable::new_empty(counts, {places.back() + blocks.size(0) * kFreeIds}, ScalarType::Byte);
+  Tensor kept = allocate(counts, {places.back() + blocks.size(0) * kFreeIds}, ScalarType::Byte);
   uint8_t* bytes = kept.mutable_data_ptr<uint8_t>();
   return torch::stable::narrow(kept, 0, 0, search_narrow_blocks(graph, blocks, max_hops, counts, places, bytes));
 }
@@ -156,7 +156,7 @@ Tensor row_pointers_cpu(const Tensor& counts) {
   GOSSAMER_CHECK_TENSOR(counts, 2, "row_pointers");
   GOSSAMER_CHECK(counts.scalar_type() == ScalarType::Int, "row_pointers: counts must be int32");
   const int64_t num_shells = counts.size(0), num_nodes = counts.size(1);
-  Tensor rowptr = with_huge_pages(torch::stable::new_empty(counts, {num_shells, num_nodes + 1}, ScalarType::Long));
+  Tensor rowptr = with_huge_pages(allocate(counts, {num_shells, num_nodes + 1}, ScalarType::Long));
   const int32_t* sizes = counts.const_data_ptr<int32_t>();
   int64_t* starts = rowptr.mutable_data_ptr<int64_t>();
   torch::stable::parallel_for(0, num_shells, 1, [&](int64_t begin, int64_t end) {
@@ -205,7 +205,7 @@ Tensor k_hop_cpu(const Tensor& rowptr, const Tensor& col, const Tensor& blocks, 
                  const Tensor& shell_rowptr, int64_t num_pairs) {
   check_graph(rowptr, col, "k_hop");
   GOSSAMER_CHECK_TENSOR(shell_rowptr, 2, "k_hop");
-  Tensor shell_col = with_huge_pages(torch::stable::new_empty(rowptr, {num_pairs}, ScalarType::Int));
+  Tensor shell_col = with_huge_pages(allocate(rowptr, {num_pairs}, ScalarType::Int));
   if (num_pairs == 0) return shell_col;
   const int64_t num_nodes = rowptr.size(0) - 1, max_hops = shell_rowptr.size(0);
   const int64_t* starts = shell_rowptr.const_data_ptr<int64_t>();

@@ -72,7 +72,7 @@ template <typename index_t>
 void launch(const Tensor& rowptr, const Tensor& col, const Tensor& blocks, int64_t max_hops, int32_t* counts,
             const int64_t* shell_rowptr, int32_t* pairs) {
   const int64_t num_nodes = rowptr.size(0) - 1, num_blocks = blocks.size(0) - 1;
-  Tensor sets = torch::stable::new_empty(rowptr, {3, num_nodes, kSetWords});
+  Tensor sets = allocate(rowptr, {3, num_nodes, kSetWords});
   auto* words = reinterpret_cast<uint64_t*>(sets.mutable_data_ptr<int64_t>());
   Search<index_t> search{rowptr.const_data_ptr<int64_t>(), col.const_data_ptr<index_t>()};
   search.visited = words;
@@ -99,7 +99,7 @@ std::tuple<Tensor, Tensor> k_hop_count_cuda(const Tensor& rowptr, const Tensor& 
                                             int64_t max_hops, int64_t) {
   const torch::stable::accelerator::DeviceGuard guard(rowptr.get_device_index());
   Tensor counts = torch::stable::new_zeros(rowptr, {max_hops, rowptr.size(0) - 1}, ScalarType::Int);
-  Tensor kept = torch::stable::new_empty(rowptr, {0}, ScalarType::Byte);
+  Tensor kept = allocate(rowptr, {0}, ScalarType::Byte);
   if (counts.numel() > 0) run(rowptr, col, blocks, max_hops, counts.mutable_data_ptr<int32_t>(), nullptr, nullptr);
   return {counts, kept};
 }
@@ -108,7 +108,7 @@ Tensor k_hop_cuda(const Tensor& rowptr, const Tensor& col, const Tensor& blocks,
                   const Tensor& shell_rowptr, int64_t num_pairs) {
   const torch::stable::accelerator::DeviceGuard guard(rowptr.get_device_index());
   GOSSAMER_CHECK_TENSOR(shell_rowptr, 2, "k_hop");
-  Tensor pairs = torch::stable::new_empty(rowptr, {num_pairs}, ScalarType::Int);
+  Tensor pairs = allocate(rowptr, {num_pairs}, ScalarType::Int);
   if (num_pairs == 0) return pairs;
   const int64_t max_hops = shell_rowptr.size(0);
   Tensor counts = torch::stable::new_zeros(rowptr, {max_hops, rowptr.size(0) - 1}, ScalarType::Int);

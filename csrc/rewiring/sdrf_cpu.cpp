@@ -12,7 +12,7 @@ using rewiring::SimpleRows;
 
 Tensor edges_tensor(const Tensor& like, const std::vector<rewiring::Edge>& edges) {
   const auto count = static_cast<int64_t>(edges.size());
-  Tensor out = torch::stable::new_empty(like, {2, count}, ScalarType::Long);
+  Tensor out = allocate(like, {2, count}, ScalarType::Long);
   int64_t* ids = out.mutable_data_ptr<int64_t>();
   for (int64_t e = 0; e < count; ++e) {
     ids[e] = edges[e].first;

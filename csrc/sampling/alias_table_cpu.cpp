@@ -11,7 +11,7 @@ Tensor alias_table_cpu(const Tensor& rowptr, const Tensor& weight) {
   GOSSAMER_CHECK_TENSOR(rowptr, 1, "alias_table");
   GOSSAMER_CHECK_TENSOR(weight, 1, "alias_table");
   const int64_t num_edges = weight.numel();
-  Tensor alias = torch::stable::new_empty(rowptr, {2, num_edges}, ScalarType::Int);
+  Tensor alias = allocate(rowptr, {2, num_edges}, ScalarType::Int);
   const int64_t* offsets = rowptr.const_data_ptr<int64_t>();
   const float* weights = weight.const_data_ptr<float>();
   uint32_t* out = reinterpret_cast<uint32_t*>(alias.mutable_data_ptr<int32_t>());

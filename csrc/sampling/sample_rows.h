@@ -41,7 +41,7 @@ Tensor sample_bounds(const Tensor& rowptr, const OptionalTensor& time, const Tar
   relation.time = time ? checked_vector(*time, "sample_bounds") : nullptr;
   relation.fanout = fanout;
   const int64_t num_targets = targets.target.numel();
-  Tensor bounds = torch::stable::new_empty(targets.target, {num_targets});
+  Tensor bounds = allocate(targets.target, {num_targets});
   const RowsJob job = targets.job(relation, replace, window, "sample_bounds");
   if (num_targets > 0) run(job, bounds.mutable_data_ptr<int64_t>(), num_targets);
   return bounds;
@@ -54,8 +54,8 @@ std::tuple<Tensor, Tensor> sample_rows(const Relation& relation, const Targets& 
                                        const std::string& temporal, int64_t window, const Run& run) {
   const int64_t num_targets = targets.target.numel();
   GOSSAMER_CHECK(offsets.numel() == num_targets + 1, "sample_rows: offsets must have one entry more than targets");
-  Tensor source = torch::stable::new_empty(targets.target, {num_edges});
-  Tensor edge = torch::stable::new_empty(targets.target, {num_edges});
+  Tensor source = allocate(targets.target, {num_edges});
+  Tensor edge = allocate(targets.target, {num_edges});
   RowsJob job = targets.job(relation, replace, window, "sample_rows");
   job.rules.seed = static_cast<uint64_t>(seed);
   job.rules.stream = static_cast<uint64_t>(stream);

@@ -35,7 +35,7 @@ template <typename Make>
 Scores score_seeds(const Tensor& col, const Tensor& seeds, int64_t top_k, const std::vector<int64_t>& type_end,
                    const Make& make) {
   const int64_t num_seeds = seeds.numel(), num_types = static_cast<int64_t>(type_end.size());
-  Tensor node = torch::stable::new_empty(seeds, {num_types, num_seeds, top_k});
+  Tensor node = allocate(seeds, {num_types, num_seeds, top_k});
   Tensor score = torch::stable::empty({num_types, num_seeds, top_k}, ScalarType::Float);
   if (num_seeds == 0) return {node, score};
   const int64_t* seed = seeds.const_data_ptr<int64_t>();

@@ -12,7 +12,7 @@ Tensor aggregate_cpu(const Tensor& x, const Tensor& rowptr, const Tensor& col, c
                      bool self_loops, int64_t row_offset, const OptionalTensor& residual, double alpha,
                      const OptionalTensor&, const OptionalTensor&, const OptionalTensor&, const OptionalTensor&) {
   check_aggregate(x, rowptr, col, weight, edge_ids, row_scale, col_scale, self_loops, row_offset, residual);
-  Tensor out = with_huge_pages(torch::stable::new_empty(x, {rowptr.size(0) - 1, x.size(1)}));
+  Tensor out = with_huge_pages(allocate(x, {rowptr.size(0) - 1, x.size(1)}));
   if (out.numel() == 0) return out;
   dispatch_rows(x.scalar_type(), col.scalar_type(), "aggregate", [&](auto scalar, auto index) {
     const auto args = aggregate_args<decltype(scalar), decltype(index)>(

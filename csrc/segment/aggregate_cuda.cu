@@ -50,7 +50,7 @@ Tensor aggregate_cuda(const Tensor& x, const Tensor& rowptr, const Tensor& col, 
                       const OptionalTensor&, const OptionalTensor&, const OptionalTensor&, const OptionalTensor&) {
   const torch::stable::accelerator::DeviceGuard guard(x.get_device_index());
   check_aggregate(x, rowptr, col, weight, edge_ids, row_scale, col_scale, self_loops, row_offset, residual);
-  Tensor out = torch::stable::new_empty(x, {rowptr.size(0) - 1, x.size(1)});
+  Tensor out = allocate(x, {rowptr.size(0) - 1, x.size(1)});
   if (out.numel() == 0) return out;
   dispatch_rows(x.scalar_type(), col.scalar_type(), "aggregate", [&](auto scalar, auto index) {
     const auto args = aggregate_args<decltype(scalar), decltype(index)>(

@@ -14,8 +14,8 @@ std::tuple<Tensor, Tensor> extremum_cpu(const Tensor& x, const Tensor& rowptr, c
                                         const OptionalTensor& weight, bool minimum, const OptionalTensor&,
                                         const OptionalTensor&, const OptionalTensor&) {
   check_extremum(x, rowptr, col, weight);
-  Tensor out = with_huge_pages(torch::stable::new_empty(x, {rowptr.size(0) - 1, x.size(1)}));
-  Tensor arg = with_huge_pages(torch::stable::new_empty(x, {rowptr.size(0) - 1, x.size(1)}, ScalarType::Int));
+  Tensor out = with_huge_pages(allocate(x, {rowptr.size(0) - 1, x.size(1)}));
+  Tensor arg = with_huge_pages(allocate(x, {rowptr.size(0) - 1, x.size(1)}, ScalarType::Int));
   if (out.numel() == 0) return {out, arg};
   dispatch_rows(x.scalar_type(), col.scalar_type(), "extremum", [&](auto scalar, auto index) {
     const auto args = extremum_args<decltype(scalar), decltype(index)>(x, rowptr, col, weight, minimum, out, arg);
@@ -28,7 +28,7 @@ std::tuple<Tensor, Tensor> extremum_cpu(const Tensor& x, const Tensor& rowptr, c
 Tensor extremum_backward_cpu(const Tensor& grad, const Tensor& arg, const Tensor& rowptr, const OptionalTensor& weight,
                              const Tensor& rowptr_t, const Tensor& col_t, const Tensor& edge_ids_t) {
   check_extremum_backward(grad, arg, rowptr, weight, rowptr_t, col_t, edge_ids_t);
-  Tensor grad_x = with_huge_pages(torch::stable::new_empty(grad, {rowptr_t.size(0) - 1, grad.size(1)}));
+  Tensor grad_x = with_huge_pages(allocate(grad, {rowptr_t.size(0) - 1, grad.size(1)}));
   if (grad_x.numel() == 0) return grad_x;
   dispatch_rows(grad.scalar_type(), col_t.scalar_type(), "extremum_backward", [&](auto scalar, auto index) {
     using acc_t = Accumulator<decltype(scalar)>;

@@ -71,8 +71,8 @@ std::tuple<Tensor, Tensor> extremum_cuda(const Tensor& x, const Tensor& rowptr, 
                                          const OptionalTensor&, const OptionalTensor&) {
   const torch::stable::accelerator::DeviceGuard guard(x.get_device_index());
   check_extremum(x, rowptr, col, weight);
-  Tensor out = torch::stable::new_empty(x, {rowptr.size(0) - 1, x.size(1)});
-  Tensor arg = torch::stable::new_empty(x, {rowptr.size(0) - 1, x.size(1)}, ScalarType::Int);
+  Tensor out = allocate(x, {rowptr.size(0) - 1, x.size(1)});
+  Tensor arg = allocate(x, {rowptr.size(0) - 1, x.size(1)}, ScalarType::Int);
   if (out.numel() == 0) return {out, arg};
   dispatch_rows(x.scalar_type(), col.scalar_type(), "extremum", [&](auto scalar, auto index) {
     const auto args = extremum_args<decltype(scalar), decltype(index)>(x, rowptr, col, weight, minimum, out, arg);
@@ -86,7 +86,7 @@ Tensor extremum_backward_cuda(const Tensor& grad, const Tensor& arg, const Tenso
                               const Tensor& rowptr_t, const Tensor& col_t, const Tensor& edge_ids_t) {
   const torch::stable::accelerator::DeviceGuard guard(grad.get_device_index());
   check_extremum_backward(grad, arg, rowptr, weight, rowptr_t, col_t, edge_ids_t);
-  Tensor grad_x = torch::stable::new_empty(grad, {rowptr_t.size(0) - 1, grad.size(1)});
+  Tensor grad_x = allocate(grad, {rowptr_t.size(0) - 1, grad.size(1)});
   if (grad_x.numel() == 0) return grad_x;
   dispatch_rows(grad.scalar_type(), col_t.scalar_type(), "extremum_backward", [&](auto scalar, auto index) {
     const auto args = extremum_backward_args<decltype(scalar), decltype(index)>(grad, arg, rowptr, weight, rowptr_t,

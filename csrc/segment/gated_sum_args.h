@@ -46,7 +46,7 @@ inline void check_gated_sum(const Tensor& query, const Tensor& key, const Tensor
 
 inline Tensor like_in_sum_type(const Tensor& x) {
   const bool wide = x.scalar_type() == ScalarType::Double;
-  return torch::stable::new_empty(x, {x.size(0), x.size(1)}, wide ? ScalarType::Double : ScalarType::Float);
+  return allocate(x, {x.size(0), x.size(1)}, wide ? ScalarType::Double : ScalarType::Float);
 }
 
 template <typename scalar_t, typename index_t>

@@ -31,8 +31,8 @@ std::tuple<Tensor, Tensor> stable_order_cpu(const Tensor& keys, int64_t num_keys
   GOSSAMER_CHECK_TENSOR(keys, 1, "stable_order");
   GOSSAMER_CHECK(num_keys >= 0, "stable_order: num_keys must be at least 0, got ", num_keys);
   const int64_t size = keys.size(0);
-  Tensor rowptr = torch::stable::new_empty(keys, {num_keys + 1}, ScalarType::Long);
-  Tensor order = torch::stable::new_empty(keys, {size}, ScalarType::Long);
+  Tensor rowptr = allocate(keys, {num_keys + 1}, ScalarType::Long);
+  Tensor order = allocate(keys, {size}, ScalarType::Long);
   const int64_t most = std::min<int64_t>(torch::stable::get_num_threads(), kMaxParts);
   const int64_t num_parts = std::clamp<int64_t>(size / std::max(kPartKeys, num_keys), 1, most);
   const auto part_begin = [&](int64_t part) { return part * size / num_parts; };
