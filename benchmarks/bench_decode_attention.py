@@ -21,41 +21,32 @@ transposing registers, and the first leaf of a sequence is its state. What is le
 windows of 128 is one load of a key or a probability for every product of pairs, and the cost of a call: it
 is cold after the matrix product it takes turns with.
 
-AVX2. A bfloat16 row is multiplied as it lies: its even elements are floats after a shift and its odd ones after a
-mask, so a product takes two instructions beside the two multiplications of a word, and outputs stay split into even and
-odd dims until a sequence ends. Before, rows were converted to floats in memory, and a broadcast of two words and the
-conversion of eight bytes went element by element: groups of 4 took 165 ms where reading takes 10. With several kv heads
-the rows of one head lie a power of two apart and meet in a few sets of the caches: in a profile of groups of 4 60 % of
-the value product waited for its loads, which is why up to 8 query rows take the positions in order, 16 values
-at a time.
+AVX2. A bfloat16 row is multiplied as it lies: its even elements are floats after a shift and its odd ones after a mask,
+and outputs stay split into even and odd dims until a sequence ends. With several kv heads the rows of one head lie a
+power of two apart and meet in a few sets of the caches: in a profile of groups of 4 60 % of the value product waited
+for its loads, which is why up to 8 query rows take the positions in order, 16 values at a time.
 
-Groups of 4 on AVX2: copies of the two products alone take 5.5 and 5.3 ms for (8, 32, 8, 128, 4096) in cache, reading it
-takes 17 (8 GB/s). Without fetching they took 13.6 and 19 to 21 ms; one position at a time fetched 16 to 32 KB ahead
-10 ms, two at a time 12; values in blocks of 4, 8, 16 and 32 positions fetched a block ahead 12, 12, 9.8 and 9.4 ms.
-So few rows now fetch 32 KB ahead of what they read, and with 2 to 4 rows a vector of sums runs along the key, which
-halves the instructions of a broadcast for every two words; int8 and half rows are converted where they are multiplied
-and no longer in memory. In a loop of its own, on a loaded machine, that took bfloat16 from 34 to 22 ms and int8 from 64
-to 23. int8 then takes as long as bfloat16, for the two products of 4 rows in cache take more than its 8.5 ms of
-reading; products of 16 bits (vpmaddwd) were not tried. Four query positions of
-groups of 4 are bound by arithmetic on AVX2 (2.1 GFLOP, 23 to 32 ms at its peak), those of single heads by memory.
+Groups of 4 on AVX2: few rows fetch 32 KB ahead of what they read, with 2 to 4 rows a vector of sums runs along the key,
+which halves the instructions of a broadcast for every two words, and int8 and half rows are converted where they are
+multiplied: 34 -> 22 ms for bfloat16 and 64 -> 23 for int8, in a loop of its own on a loaded machine. int8 then takes as
+long as bfloat16, for the two products of 4 rows in cache take more than its 8.5 ms of reading; products of 16 bits
+(vpmaddwd) were not tried. Four query positions of groups of 4 are bound by arithmetic (2.1 GFLOP, 23 to 32 ms at the
+peak), those of single heads by memory.
 
-What keeps them from 85 % of the read bandwidth, measured once more in loops of their own (both caches of groups of 4,
-134 MB, 14.0 ms to read on a quiet machine in 4 KB pages). Reading 256 bytes of every 2 KB takes 16 positions at a time
-82 % of the bandwidth, and all of it with one prefetch in the order of memory; 256 positions at a time 75 and 78 %. The
-products alone take 5.1 to 5.8 ms (scores) and 4.5 (values) on rows in the first cache. From memory, with one prefetch
-in the order of memory 8 to 32 KB ahead, scores run at 81 to 86 % of the bandwidth, one or two keys at a time, values at
-86 to 97 % in blocks of 16 positions 32 KB ahead, at 83 to 88 % in blocks of 4, where the distance matters less, and at
-47 to 63 % in blocks of 32; the two phases leaf by leaf take 15.5 ms. The operator, which reads and fetches in this
-order, takes 20.5 ms at least, and 14.4 where its rows are in the second cache: more than the products in the first, and
-not hidden behind the reading. With the fetching of a new row in a function of its own a profile has a fifth of the time
-there, at the first line, which for every second row lies in a new page. Tried without a gain that shows in 3 turns:
-heads that lie side by side fetched as one run of lines, with a few instructions a line; a fetch after every key and
-every second value instead of 16 lines for 4 keys and 4 for 8 values; scores of the heads apart in the sets of the first
-cache; a lead of 16 KB. Two sums for every row and key took groups of 2 from 51 .. 56 to 59 .. 63 % of the bandwidth
-(23.3 -> 20.9 ms, on a loaded machine); groups of 4 and int8 stayed where they were.
+What keeps them from 85 % of the read bandwidth, in loops of their own (both caches of groups of 4, 134 MB, 14.0 ms to
+read on a quiet machine in 4 KB pages). Reading 256 bytes of every 2 KB takes 16 positions at a time 82 % of the
+bandwidth, and all of it with one prefetch in the order of memory. The products alone take 5.1 to 5.8 ms (scores) and
+4.5 (values) on rows in the first cache. From memory, with one prefetch 8 to 32 KB ahead, scores run at 81 to 86 % of
+the bandwidth, values at 86 to 97 % in blocks of 16 positions and at 47 to 63 % in blocks of 32; the two phases leaf by
+leaf take 15.5 ms. The operator, which reads and fetches in this order, takes 20.5 ms at least, and 14.4 where its rows
+are in the second cache. A profile has a fifth of the time at the first line of a new row, which for every second row
+lies in a new page. Tried without a gain that shows in 3 turns: heads that lie side by side fetched as one run of lines;
+a fetch after every key and every second value instead of 16 lines for 4 keys and 4 for 8 values; scores of the heads
+apart in the sets of the first cache; a lead of 16 KB. Two sums for every row and key took groups of 2 from 51 .. 56 to
+59 .. 63 % of the bandwidth (23.3 -> 20.9 ms, on a loaded machine); groups of 4 and int8 stayed where they were.
 
-Shared prefixes. Sequences take turns on a pass of a leaf whose rows are in the second cache: 2 cost 1.28 times one, 8
-three times.
+Shared prefixes. Sequences take turns on a pass of a leaf whose rows are in the second cache. With AVX-512 2 cost 1.28
+times one and 8 three times; with AVX2 1.8 and 5.3 times, for the products bound one sequence already.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ from gossamer.distributed.codec import RowCodec
 from gossamer.distributed.counters import Counters
 from gossamer.distributed.grid import Grid
 
-__all__ = ["Channel", "WorkerLost", "lost_connection"]
+__all__ = ["Channel", "WorkerLost", "first_line", "lost_connection"]
 
 T = TypeVar("T")
 _MAX_SENDS_IN_FLIGHT = 4
@@ -27,9 +27,14 @@ class WorkerLost(RuntimeError):
     """Another worker left the job; the message names it."""
 
 
+def first_line(error: BaseException) -> str:
+    """What an error says; torch's go on with a stack of its own."""
+    return (str(error).splitlines() or [""])[0]
+
+
 def lost_connection(error: RuntimeError) -> str | None:
     """The first line of an error of a broken connection; None for any other error."""
-    reason = (str(error).splitlines() or [""])[0]
+    reason = first_line(error)
     return reason if _BROKEN.search(reason) else None
 
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from gossamer._arguments import typed
+from gossamer.distributed.channel import first_line
 
 if TYPE_CHECKING:
     from gossamer.distributed.engine import PipelineEngine
@@ -107,7 +108,7 @@ def _failing_disk_said(folder: str) -> Iterator[None]:
     try:
         yield
     except (OSError, RuntimeError) as error:
-        reason = str(error).splitlines()[0]
+        reason = first_line(error)
         if isinstance(error, RuntimeError) and not _FAILED_WRITE.search(reason):
             raise
         raise OSError(

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from gossamer import distributed
-from gossamer.distributed.channel import lost_connection
+from gossamer.distributed.channel import first_line, lost_connection
 from gossamer.distributed.launcher import is_worker, launch, require_port
 
 from recorder import new_run, write_whole
@@ -94,7 +94,7 @@ def naming_lack_of_memory(rank: int) -> Iterator[None]:
     try:
         yield
     except (MemoryError, RuntimeError) as error:
-        reason = (str(error).splitlines() or [""])[0]
+        reason = first_line(error)
         if not isinstance(error, (MemoryError, torch.OutOfMemoryError)) and "can't allocate memory" not in reason:
             raise
         raise MemoryError(
