@@ -6,20 +6,18 @@ peak is that of the faster of two products, in the type of the call and in float
 instructions for bfloat16, torch multiplies it at 1 GFLOP/s, which is no peak.
 
 Reading. Several heads of a leaf are computed together. With four and more query rows the values are fetched while the
-scores are computed, and the keys of the next leaf while the values are added, in the order of addresses; fetching only
-the block of 32 positions that follows left the values of a single head to chance, which had cost MQA 53 -> 49 % of the
-peak and K = V 73 -> 67 %. With one or two rows, where a key is read by whole vectors, walking the positions in order
-without any fetching is faster (1.95 -> 1.5 times the bytes); with four rows it is slower (1.9 -> 2.7 times). Copies of
-these access patterns without arithmetic reach 70 to 80 % of the bandwidth of a sum in 4 KB pages and all of it in 2 MB
-pages: the walks of the page table are what keeps GQA from its goal.
+scores are computed, and the keys of the next leaf while the values are added, in the order of addresses. With one or
+two rows, where a key is read by whole vectors, walking the positions in order without any fetching is faster (1.95 ->
+1.5 times the bytes); with four rows it is slower (1.9 -> 2.7 times). Copies of these access patterns without arithmetic
+reach 70 to 80 % of the bandwidth of a sum in 4 KB pages and all of it in 2 MB pages: the walks of the page table are
+what keeps GQA from its goal.
 
 Arithmetic. Of 1.67 ms for MQA (a sampling profile) 0.87 were products with the values, of which 0.36 packed them into
 pairs of positions while they came from memory, 0.63 scores, 0.15 the softmax; the two products alone would take 1.0 at
 the peak. Values packed for two vectors of dims at a time, which stay in the first cache, and fetched a phase ahead took
 MQA from 54 to 58 .. 60 % and K = V from 68 to 73 %, and 4 queries over 1 from 2.0 to 1.56; queries are packed by
 transposing registers, and the first leaf of a sequence is its state. What is left for the group of 16 with D 64 and for
-windows of 128 is one load of a key or a probability for every product of pairs, and the cost of a call: it
-is cold after the matrix product it takes turns with.
+windows of 128 is one load for every product of pairs, and a cold call.
 
 AVX2. A bfloat16 row is multiplied as it lies: its even elements are floats after a shift and its odd ones after a mask,
 and outputs stay split into even and odd dims until a sequence ends. With several kv heads the rows of one head lie a
